@@ -1,0 +1,311 @@
+"""Seeded inputs for a model of which only the input specs, and perhaps the config, are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxkit.errors import InputError
+from onnxkit.machine import memory
+from onnxkit.measure.geometry import Geometry, geometry
+from onnxkit.runtime import TensorSpec
+
+if TYPE_CHECKING:
+    from onnxkit.artifact import ModelDir
+
+Array = np.ndarray[Any, Any]
+Padding = Literal["none", "right", "left"]
+
+LONGEST = 2048
+# A foreign graph without config.json may have a table of any number of positions.
+_UNKNOWN_LONGEST = 128
+_PAST = 8
+_IMAGE_SIDE = 224
+_FRAMES = 400
+# A wav2vec-type front end needs 400 samples for its first frame and 320 for each further one.
+_WAVE_FIRST, _WAVE_STEP = 400, 320
+_SEQUENCE_WORDS = ("sequence", "seq", "length", "tokens", "query", "len")
+_MASK_NAMES = frozenset({"attention_mask", "decoder_attention_mask", "encoder_attention_mask", "input_mask"})
+_ID_NAMES = frozenset({"input_ids", "decoder_input_ids", "ids", "tokens"})
+_IMAGES = frozenset({"pixel_values", "images", "image", "pixel_mask"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a batch should be like.
+
+    Attributes:
+        batch: number of samples.
+        sequence: tokens of the longest sample, padding included.
+        padding: where the shorter samples of the batch are padded; "none" makes all equally long.
+        image: height and width; None takes the config's.
+    """
+
+    batch: int = 1
+    sequence: int = 16
+    padding: Padding = "none"
+    image: tuple[int, int] | None = None
+
+
+def takes_sequence(specs: Iterable[TensorSpec]) -> bool:
+    """Tell whether the model reads token sequences, so that a sequence length applies to it."""
+    return any(spec.name in _MASK_NAMES | _ID_NAMES for spec in specs)
+
+
+def random_cases(
+    model: ModelDir, *, seed: int = 0, longest: int = LONGEST, component: str = "model"
+) -> list[tuple[str, dict[str, Array]]]:
+    """Return named feeds that cover the shapes which break exported graphs.
+
+    Token models: batch 1, batch 4, right padding, left padding, length 1, and the longest input
+    that positions and memory allow (at most `longest`). Others: three batch sizes, blank input,
+    and a larger image where height and width are free. Cases that the model's fixed dimensions
+    rule out are left out; ids come from the vocabulary, special ones excepted.
+    """
+    specs = specs_of(model, component)
+    known = geometry(model.config)
+    shapes = _token_shapes(specs, known, longest) if takes_sequence(specs) else _other_shapes(specs, known)
+    cases: list[tuple[str, dict[str, Array]]] = []
+    for index, (name, shape) in enumerate(shapes):
+        try:
+            feeds = make_feeds(specs, known, shape, np.random.default_rng([seed, index]))
+        except InputError:  # a dimension that the graph fixes
+            continue
+        if name == "blank":
+            feeds = {
+                key: np.zeros_like(value) if value.dtype.kind == "f" else value
+                for key, value in feeds.items()
+            }
+        cases.append((name, feeds))
+    return cases or [
+        ("fixed shape", make_feeds(specs, known, fixed_shape(specs), np.random.default_rng(seed)))
+    ]
+
+
+def make_feeds(
+    specs: Sequence[TensorSpec], known: Geometry, shape: Shape, rng: np.random.Generator
+) -> dict[str, Array]:
+    """Make an array for every input.
+
+    Raises:
+        InputError: the model fixes a dimension to another size than the one asked for, or takes
+            something that is no tensor.
+    """
+    sizes = {spec.name: _sizes(spec, known, shape) for spec in specs}
+    lengths = _lengths(shape, rng)
+    grid = np.arange(shape.sequence)
+    tokens = grid >= shape.sequence - lengths[:, None] if shape.padding == "left" else grid < lengths[:, None]
+    return {spec.name: _fill(spec, sizes[spec.name], known, tokens, rng) for spec in specs}
+
+
+def longest_sequence(known: Geometry, limit: int = LONGEST) -> int:
+    """Return the longest sequence that positions and a quarter of the free memory allow."""
+    unknown = limit if known.configured else min(limit, _UNKNOWN_LONGEST)
+    bound = min(limit, known.positions or unknown)
+    # About four float32 copies of the attention scores [heads, S, S] live at a time.
+    room = memory().available_bytes // 4 // (16 * known.heads)
+    return max(1, min(bound, math.isqrt(room)))
+
+
+def check_shape(specs: Iterable[TensorSpec], known: Geometry, shape: Shape) -> None:
+    """Raise InputError where the graph, or the table of positions, does not take `shape`."""
+    for spec in specs:
+        _sizes(spec, known, shape)
+        if spec.name in _ID_NAMES and known.positions is not None and shape.sequence > known.positions:
+            raise InputError(
+                f"the model has {known.positions} positions: {shape.sequence} tokens cannot be fed"
+            )
+
+
+def specs_of(model: ModelDir, component: str = "model") -> tuple[TensorSpec, ...]:
+    """Return the inputs of a component; InputError when the directory has no such graph."""
+    if component not in model.components:
+        raise InputError(f"{model.path}: no component {component!r}; it has {', '.join(model.components)}")
+    specs: tuple[TensorSpec, ...] = model.components[component].inputs
+    return specs
+
+
+def _token_shapes(specs: Sequence[TensorSpec], known: Geometry, longest: int) -> list[tuple[str, Shape]]:
+    most = longest_sequence(known, longest)
+    usual = min(16, most)
+    shapes = [
+        ("batch 1", Shape(batch=1, sequence=min(11, most))),
+        ("batch 4", Shape(batch=4, sequence=usual)),
+    ]
+    if most > 1 and any(spec.name in _MASK_NAMES for spec in specs):
+        shapes += [
+            ("right padding", Shape(batch=3, sequence=usual, padding="right")),
+            ("left padding", Shape(batch=3, sequence=usual, padding="left")),
+        ]
+    shapes += [("length 1", Shape(batch=2, sequence=1)), (f"length {most}", Shape(batch=1, sequence=most))]
+    fixed = fixed_shape(specs)
+    if fixed.sequence != 16:  # the graph fixes the length: the other cases keep it
+        shapes = [(name, Shape(batch=each.batch, sequence=fixed.sequence, padding=each.padding))
+                  for name, each in shapes[:-2]]  # fmt: skip
+    return shapes
+
+
+def _other_shapes(specs: Sequence[TensorSpec], known: Geometry) -> list[tuple[str, Shape]]:
+    shapes = [(f"batch {batch}", Shape(batch=batch)) for batch in (1, 4, 3)] + [("blank", Shape(batch=2))]
+    free = any(
+        spec.name in _IMAGES
+        and len(spec.shape) >= 3
+        and not any(isinstance(side, int) for side in spec.shape[-2:])
+        for spec in specs
+    )
+    if free:
+        height, width = known.image_size or (_IMAGE_SIDE, _IMAGE_SIDE)
+        shapes.append((f"image {2 * height} x {width}", Shape(batch=1, image=(2 * height, width))))
+    return shapes
+
+
+def fixed_shape(specs: Sequence[TensorSpec], *, batch: int = 1, sequence: int = 16) -> Shape:
+    """Return a shape with the batch and sequence sizes that the graph fixes, else the given ones."""
+    for spec in specs:
+        if spec.shape and isinstance(spec.shape[0], int):
+            batch = spec.shape[0]
+        if spec.name in _MASK_NAMES | _ID_NAMES and len(spec.shape) > 1 and isinstance(spec.shape[1], int):
+            sequence = spec.shape[1]
+    return Shape(batch=batch, sequence=sequence)
+
+
+def _lengths(shape: Shape, rng: np.random.Generator) -> Array:
+    """Return the number of real tokens of each sample; the first is the longest."""
+    lengths = np.full(shape.batch, shape.sequence)
+    if shape.padding != "none" and shape.batch > 1:
+        lengths[1:] = rng.integers(1, max(2, shape.sequence), shape.batch - 1)
+    return lengths
+
+
+def _sizes(spec: TensorSpec, known: Geometry, shape: Shape) -> tuple[int, ...]:
+    """Choose every dimension: the graph's where it is fixed, the asked-for one elsewhere."""
+    if "(" in spec.dtype or spec.dtype == "str":
+        raise InputError(f"input {spec.name!r} is a {spec.dtype}: onnxkit cannot make one")
+    wanted = _wanted(spec, known, shape)
+    for axis, label in ((0, "batch"), (1, "sequence")):
+        have = spec.shape[axis] if axis < len(spec.shape) else None
+        asked = shape.batch if axis == 0 else shape.sequence
+        applies = axis == 0 or spec.name in _MASK_NAMES | _ID_NAMES
+        if applies and isinstance(have, int) and have != asked and len(spec.shape) > 1:
+            raise InputError(f"input {spec.name!r} has its {label} fixed to {have}: {asked} cannot be fed")
+    return tuple(
+        have if isinstance(have, int) else want for have, want in zip(spec.shape, wanted, strict=True)
+    )
+
+
+def _wanted(spec: TensorSpec, known: Geometry, shape: Shape) -> list[int]:
+    rank = len(spec.shape)
+    if spec.name in _IMAGES and rank >= 3:
+        sides = shape.image or known.image_size or (_IMAGE_SIDE, _IMAGE_SIDE)
+        return [shape.batch, *[known.channels] * (rank - 3), *sides]
+    if spec.name == "input_features" and rank == 3:
+        return [shape.batch, known.mel_bins or 80, known.frames or _FRAMES]
+    if spec.name == "input_values":
+        wave = _WAVE_FIRST + _WAVE_STEP * shape.sequence
+        return (
+            [shape.batch, wave]
+            if rank == 2
+            else [shape.batch, known.frames or _FRAMES, known.mel_bins or 128]
+        )
+    return [_free(axis, size, shape) for axis, size in enumerate(spec.shape)]
+
+
+def _free(axis: int, dim: int | str | None, shape: Shape) -> int:
+    """Guess a free dimension by its name, else by its place: batch first, then sequence."""
+    name = dim.lower() if isinstance(dim, str) else ""
+    if "past" in name:
+        return shape.sequence + _PAST if "+" in name or "total" in name else _PAST
+    if "batch" in name:
+        return shape.batch
+    if any(word in name for word in _SEQUENCE_WORDS):
+        return shape.sequence
+    return shape.batch if axis == 0 else shape.sequence
+
+
+def _fill(
+    spec: TensorSpec, sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator
+) -> Array:
+    maker = _MAKERS.get(spec.name)
+    if maker is None and spec.name in _ID_NAMES:
+        maker = _ids
+    elif maker is None and spec.name in _MASK_NAMES:
+        maker = _mask
+    values = maker(sizes, known, tokens, rng) if maker else _any(spec, sizes, rng)
+    return values.astype(_dtype(spec.dtype))
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name.startswith(("bfloat16", "float8")):
+        import ml_dtypes
+
+        name = getattr(ml_dtypes, name)
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def _ids(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
+    vocabulary = known.vocab_size or 100
+    ids = rng.integers(0, vocabulary, sizes)
+    if len(known.special_ids) < vocabulary // 2:
+        while (clash := np.isin(ids, list(known.special_ids))).any():
+            ids[clash] = rng.integers(0, vocabulary, int(clash.sum()))
+    if ids.shape == tokens.shape:
+        ids = np.where(tokens, ids, min(known.pad_id, vocabulary - 1))
+    return ids
+
+
+def _mask(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
+    """1 for real tokens; a mask longer than the input (over a past) sees the whole past."""
+    mask = np.ones(sizes, dtype=np.int64)
+    if len(sizes) == 2 and sizes[0] == tokens.shape[0] and sizes[1] >= tokens.shape[1]:
+        mask[:, sizes[1] - tokens.shape[1] :] = tokens
+    return mask
+
+
+def _segments(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
+    segments = np.zeros(sizes, dtype=np.int64)
+    if known.segments > 1 and len(sizes) > 1:
+        segments[:, (sizes[1] + 1) // 2 :] = 1
+    return segments
+
+
+def _position_ids(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
+    if sizes == tokens.shape:
+        positions: Array = np.maximum(tokens.cumsum(axis=-1) - 1, 0)
+        return positions
+    return np.broadcast_to(np.arange(sizes[-1]), sizes)
+
+
+def _boxes(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
+    """Layout boxes [x0, y0, x1, y1] on the 0..1000 grid, with x0 <= x1 and y0 <= y1."""
+    low = rng.integers(0, 500, (*sizes[:-1], 2))
+    high = low + rng.integers(0, 500, low.shape)
+    boxes: Array = np.concatenate([low, high], axis=-1)
+    return boxes
+
+
+def _ones(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
+    return np.ones(sizes)
+
+
+def _any(spec: TensorSpec, sizes: tuple[int, ...], rng: np.random.Generator) -> Array:
+    if spec.dtype == "bool" or "mask" in spec.name:
+        return np.ones(sizes)
+    if spec.dtype.startswith(("int", "uint")):
+        return rng.integers(0, 2, sizes)
+    return rng.standard_normal(sizes, dtype=np.float32)
+
+
+_Maker = Callable[[tuple[int, ...], Geometry, Array, np.random.Generator], Array]
+_MAKERS: Mapping[str, _Maker] = {
+    "token_type_ids": _segments,
+    "position_ids": _position_ids,
+    "decoder_position_ids": _position_ids,
+    "bbox": _boxes,
+    "pixel_mask": _ones,
+    "use_cache_branch": _ones,
+}

@@ -1,0 +1,163 @@
+"""Repeats, here and now, the check that a model directory was published with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxkit.artifact import ModelDir
+from onnxkit.errors import GateFailed, InputError
+from onnxkit.measure.agreement import Agreement, compare
+from onnxkit.measure.settings import MachineFacts, SessionFacts, describe, machine_facts, session_facts
+from onnxkit.progress import Progress
+from onnxkit.report import Report
+from onnxkit.runtime import RuntimeOptions, Session, open_session
+
+if TYPE_CHECKING:
+    from onnxkit.artifact import ReferenceCase
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedOutput:
+    """One output of one reference case."""
+
+    case: str
+    output: str
+    max_abs: float
+    relative: float
+    cosine: float
+    sqnr_db: float
+    finite: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport(Report):
+    """What `verify` found.
+
+    Attributes:
+        files: number of files whose size and sha256 are the manifest's; 0 without a manifest.
+        tolerance: the largest relative difference allowed; None where the manifest sets none
+            (a quantized model is reported, not judged).
+        passed: digests match and every output is within the tolerance (finite, where there is none).
+        outputs: every output of every reference case; `worst` is the one farthest off.
+        wall_s: seconds that it took.
+    """
+
+    path: str
+    task: str
+    passed: bool
+    files: int
+    against: str
+    tolerance: float | None
+    worst: VerifiedOutput
+    outputs: tuple[VerifiedOutput, ...]
+    session: SessionFacts
+    machine: MachineFacts
+    wall_s: float
+
+
+def verify_model(
+    path: str | Path, *, runtime: RuntimeOptions | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Check digests, then this ONNX Runtime's outputs against the stored reference data.
+
+    Raises:
+        InputError: no model directory, a file is missing or differs from its digest, or there is
+            no reference data (another tool made the directory).
+        GateFailed: an output is out of tolerance or not finite; its `report` is the whole report.
+    """
+    progress = progress or Progress()
+    began = time.perf_counter()
+    model = ModelDir.open(Path(path))
+    files = _check_files(model, progress)
+    reference = model.reference()
+    if not reference:
+        raise InputError(
+            f"{path}: no reference data to verify against: `onnxkit export` writes it (reference.npz), and "
+            "the other stages copy it along"
+        )
+    session = open_session(model.model_file, runtime or RuntimeOptions())
+    facts = session_facts(session)
+    progress.note(describe(facts))
+    outputs: list[VerifiedOutput] = []
+    for case in progress.track(reference, total=len(reference), text="verify"):
+        outputs += _check_case(session, case)
+    verified = model.manifest.verified if model.manifest else None
+    tolerance = verified.tolerance if verified else None
+    worst = max(outputs, key=lambda each: (not each.finite, each.relative))
+    report = VerifyReport(
+        path=str(path),
+        task=model.task,
+        passed=worst.finite and (tolerance is None or worst.relative <= tolerance),
+        files=files,
+        against=verified.against if verified else "reference.npz",
+        tolerance=tolerance,
+        worst=worst,
+        outputs=tuple(outputs),
+        session=facts,
+        machine=machine_facts(),
+        wall_s=time.perf_counter() - began,
+    )
+    return _judged(report, progress)
+
+
+def _check_files(model: ModelDir, progress: Progress) -> int:
+    if model.manifest is None:
+        progress.warn(f"{model.path}: no onnxkit.json, so its files cannot be checked against digests")
+        return 0
+    model.verify_digests()
+    return len(model.manifest.files)
+
+
+def _judged(report: VerifyReport, progress: Progress) -> VerifyReport:
+    worst = report.worst
+    where = f"{report.path}: output {worst.output!r} of case {worst.case!r}"
+    if not worst.finite:
+        raise GateFailed(f"{where} has NaN or infinite values that its reference has not", report)
+    if not report.passed:
+        raise GateFailed(
+            f"{where} differs by {worst.relative:.2e}, allowed are {report.tolerance:.0e} "
+            f"(onnxruntime {report.machine.onnxruntime}, {report.session.provider})",
+            report,
+        )
+    if report.tolerance is None:
+        progress.warn(f"{report.path}: its manifest sets no tolerance; differences are reported, not judged")
+    return report
+
+
+def _check_case(session: Session, case: ReferenceCase) -> list[VerifiedOutput]:
+    """Run one case and compare the values that were sampled from PyTorch's outputs."""
+    has = {spec.name for spec in session.outputs}
+    names = [name for name in case.outputs if name in has]
+    if not names:
+        raise InputError(f"{session.model}: has none of the reference outputs {', '.join(case.outputs)}")
+    got = session.run(case.inputs, names)
+    found = []
+    for name in names:
+        expected = case.outputs[name]
+        if tuple(got[name].shape) != tuple(expected.shape):
+            raise GateFailed(
+                f"{session.model}: output {name!r} of case {case.name!r} has shape {got[name].shape}, "
+                f"the reference {tuple(expected.shape)}"
+            )
+        sampled = got[name].reshape(-1)[expected.index]
+        found.append(
+            _row(case.name, name, compare(np.asarray(expected.values), sampled, scale=expected.scale))
+        )
+    return found
+
+
+def _row(case: str, output: str, agreement: Agreement) -> VerifiedOutput:
+    return VerifiedOutput(
+        case=case,
+        output=output,
+        max_abs=agreement.max_abs,
+        relative=agreement.relative,
+        cosine=agreement.cosine,
+        sqnr_db=agreement.sqnr_db,
+        finite=agreement.finite,
+    )

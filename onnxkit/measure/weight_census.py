@@ -1,0 +1,135 @@
+"""What the weights of an ONNX graph are spent on: dtypes, operators, the share that is quantized."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnxkit.measure.weight_slots import PASS_THROUGH, WEIGHT_SLOTS
+from onnxkit.safety.onnx_walk import all_graphs
+
+# Bits of an element, by onnx.proto's TensorProto.DataType.
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128,
+    16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+_FLOAT = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
+_SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
+
+
+@dataclass(kw_only=True)
+class Census:
+    """Counters over all graphs of a model.
+
+    Attributes:
+        parameters: elements of weights; scales, zero points and integer constants are none.
+        bytes_by_dtype: bytes of all initializers.
+        bytes_by_operator: bytes of all initializers, by the operator that uses them.
+        linear_nodes: matrix products and convolutions with a stored weight.
+        quantized_nodes: those of them whose weight is an integer.
+        linear_parameters: elements of their weights.
+        quantized_parameters: elements of the integer ones.
+    """
+
+    parameters: int = 0
+    bytes_by_dtype: Counter[str] = field(default_factory=Counter)
+    bytes_by_operator: Counter[str] = field(default_factory=Counter)
+    linear_nodes: int = 0
+    quantized_nodes: int = 0
+    linear_parameters: int = 0
+    quantized_parameters: int = 0
+
+
+@dataclass(frozen=True)
+class _Use:
+    node: onnx.NodeProto
+    slot: int
+
+
+def take_census(model: onnx.ModelProto) -> Census:
+    """Count the weights of `model` without reading a value of them."""
+    census = Census()
+    for graph in all_graphs(model):
+        _count_graph(graph, census)
+    return census
+
+
+def _count_graph(graph: onnx.GraphProto, census: Census) -> None:
+    uses: dict[str, list[_Use]] = {}
+    for node in graph.node:
+        for slot, name in enumerate(node.input):
+            uses.setdefault(name, []).append(_Use(node, slot))
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    seen: set[str] = set()
+    for tensor in tensors.values():
+        consumers = list(_consumers(tensor.name, uses))
+        _count_bytes(tensor, consumers, census)
+        if _is_parameter(tensor, uses.get(tensor.name, [])):
+            census.parameters += _logical_elements(tensor, consumers)
+        for use in consumers:
+            slots = WEIGHT_SLOTS.get(use.node.op_type)
+            if slots is not None and slots.linear and use.slot == slots.weight:
+                _count_linear(tensor, use, seen, census)
+
+
+def _consumers(name: str, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
+    """Yield who finally uses the value `name`, through operators that only hand it on."""
+    waiting, done = [name], {name}
+    while waiting:
+        for use in uses.get(waiting.pop(), ()):
+            if use.node.op_type not in PASS_THROUGH or use.slot != 0:
+                yield use
+                continue
+            fresh = [output for output in use.node.output if output not in done]
+            done.update(fresh)
+            waiting.extend(fresh)
+
+
+def _count_bytes(tensor: onnx.TensorProto, consumers: list[_Use], census: Census) -> None:
+    size = (_elements(tensor) * _BITS.get(tensor.data_type, 0) + 7) // 8
+    census.bytes_by_dtype[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += size
+    census.bytes_by_operator[consumers[0].node.op_type if consumers else "(unused)"] += size
+
+
+def _is_parameter(tensor: onnx.TensorProto, uses: list[_Use]) -> bool:
+    """Tell weights from scales, zero points, shapes and scalar constants."""
+    if tensor.data_type not in _FLOAT | _SMALL_INTEGER or not tensor.dims:
+        return False
+    return any(
+        use.slot not in WEIGHT_SLOTS[use.node.op_type].parameters
+        if use.node.op_type in WEIGHT_SLOTS
+        else True
+        for use in uses
+    )
+
+
+def _count_linear(tensor: onnx.TensorProto, use: _Use, seen: set[str], census: Census) -> None:
+    """Count one weight of one linear node; a weight that several nodes share counts once."""
+    integer = tensor.data_type in _SMALL_INTEGER
+    census.linear_nodes += 1
+    census.quantized_nodes += integer
+    if tensor.name not in seen:
+        seen.add(tensor.name)
+        elements = _logical_elements(tensor, [use])
+        census.linear_parameters += elements
+        census.quantized_parameters += elements if integer else 0
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    total = 1
+    for dim in tensor.dims:
+        total *= dim
+    return total
+
+
+def _logical_elements(tensor: onnx.TensorProto, consumers: list[_Use]) -> int:
+    """Return the number of values that a tensor stands for; uint8 bytes may pack several."""
+    for use in consumers:
+        bits = next((a.i for a in use.node.attribute if a.name == "bits"), 8)
+        slots = WEIGHT_SLOTS.get(use.node.op_type)
+        if slots is not None and slots.weight == use.slot and tensor.data_type == onnx.TensorProto.UINT8:
+            return _elements(tensor) * 8 // max(1, bits)
+    return _elements(tensor)

@@ -1,0 +1,28 @@
+"""The one place that imports ONNX Runtime and creates its sessions.
+
+Importing this package imports neither onnxruntime nor numpy (`--help` must stay light); the
+first session does, after telemetry has been switched off in the environment.
+"""
+
+from __future__ import annotations
+
+from onnxkit.runtime.ceiling import Ceiling, opset_ceiling
+from onnxkit.runtime.library import import_onnxruntime
+from onnxkit.runtime.offline import optimize_offline
+from onnxkit.runtime.options import GraphOptimization, RuntimeOptions, TensorSpec
+from onnxkit.runtime.providers import provider_name
+from onnxkit.runtime.session import Placement, Session, open_session
+
+__all__ = [
+    "Ceiling",
+    "GraphOptimization",
+    "Placement",
+    "RuntimeOptions",
+    "Session",
+    "TensorSpec",
+    "import_onnxruntime",
+    "open_session",
+    "opset_ceiling",
+    "optimize_offline",
+    "provider_name",
+]
