@@ -1,0 +1,9 @@
+"""Reads samples: text, tables, folders of images, raw tensors. Streams; nothing is held in memory whole."""
+
+from __future__ import annotations
+
+from onnxkit.inputs.columns import COLUMNS
+from onnxkit.inputs.reader import FORMATS, read_samples
+from onnxkit.inputs.sample import Located, Sample, place
+
+__all__ = ["COLUMNS", "FORMATS", "Located", "Sample", "place", "read_samples"]

@@ -1,0 +1,9 @@
+"""What tasks mean: pre-processing, post-processing, metrics. A file and a row of the registry a task."""
+
+from __future__ import annotations
+
+from onnxkit.tasks.base import Encoded, Feeds, Metric, Record, Task
+from onnxkit.tasks.batches import feeds
+from onnxkit.tasks.registry import REGISTRY, task_for, task_options
+
+__all__ = ["REGISTRY", "Encoded", "Feeds", "Metric", "Record", "Task", "feeds", "task_for", "task_options"]

@@ -1,0 +1,104 @@
+"""From samples to batches of feeds: windows, sorting by length, padding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from onnxkit.inputs import Located, Sample
+from onnxkit.progress import Progress
+from onnxkit.tasks.base import Encoded, Feeds, Side, Task
+
+T = TypeVar("T")
+
+
+def chunks(items: Iterable[T], size: int, *, first: int | None = None) -> Iterator[list[T]]:
+    """Yield lists of `size` items; with `first`, smaller ones first that double up to `size`.
+
+    The growing start lets a stream's first results appear at once.
+    """
+    iterator = iter(items)
+    now = min(first or size, size)
+    while chunk := list(itertools.islice(iterator, now)):
+        yield chunk
+        now = min(now * 2, size)
+
+
+def located(task: Task, items: Iterable[Any]) -> Iterator[Located]:
+    """Turn items into samples that know their place: the file's line, else "sample 3" (from 0)."""
+    for index, item in enumerate(items):
+        sample = task.sample_of(item)
+        yield sample if isinstance(sample, Located) else Located(sample, f"sample {index}")
+
+
+def by_length(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of positions in `rows`, rows of like length together, longest first.
+
+    Longest first makes a too large batch fail at the start, and lets ONNX Runtime's arena take its
+    largest blocks once.
+    """
+    order = sorted(range(len(rows)), key=lambda position: -rows[position].length)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def rows_a_run(task: Task, wanted: int) -> int:
+    """Return how many rows go into a run: `wanted`, where the model leaves the choice."""
+    return (task.fixed_batch or wanted) if task.batched else 1
+
+
+def filled(task: Task, rows: list[Encoded]) -> list[Encoded]:
+    """Repeat the last row until there are as many as the graph insists on."""
+    return rows + rows[-1:] * ((task.fixed_batch or 0) - len(rows))
+
+
+def feeds(
+    task: Task,
+    samples: Iterable[Sample],
+    *,
+    batch_size: int = 8,
+    pad_side: Side = "right",
+    progress: Progress | None = None,
+) -> Iterator[Feeds]:
+    """Yield the model's inputs for samples, as `run` would feed them (calibration uses this).
+
+    Batches are formed of rows of like length within a window, so their order is not the samples'.
+
+    Args:
+        task: what pre-processes.
+        samples: any number; held in memory a window at a time.
+        batch_size: rows a batch, at most.
+        pad_side: "right" or "left".
+        progress: is warned, once, how many samples were cut.
+    """
+    truncation = Truncation()
+    for window in chunks(located(task, samples), task.window):
+        groups = task.rows(window)
+        truncation.count(groups)
+        rows = list(itertools.chain.from_iterable(groups))
+        for batch in by_length(rows, rows_a_run(task, batch_size)):
+            yield task.collate(filled(task, [rows[position] for position in batch]), pad_side=pad_side)
+    truncation.warn(progress or Progress(), task)
+
+
+class Truncation:
+    """Counts the samples that were cut, to warn once about all of them."""
+
+    def __init__(self) -> None:
+        self.truncated = 0
+        self.total = 0
+
+    def count(self, groups: Iterable[Sequence[Encoded]]) -> None:
+        """Take note of the rows of samples, one group a sample."""
+        for rows in groups:
+            self.total += 1
+            self.truncated += any(row.truncated for row in rows)
+
+    def warn(self, progress: Progress, task: Task) -> None:
+        """Say how many were cut, if any were."""
+        if self.truncated:
+            progress.warn(
+                f"{self.truncated:,} of {self.total:,} texts were longer than the {task.limit:,} tokens that "
+                "are read, and were cut there (--max-length)"
+            )

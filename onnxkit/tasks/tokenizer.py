@@ -1,0 +1,203 @@
+"""Loads a model directory's tokenizer with the `tokenizers` library, set up as transformers would."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken, Tokenizer, normalizers
+
+from onnxkit.errors import InputError
+from onnxkit.safety import read_json, regular_file
+from onnxkit.tasks.base import Side
+
+if TYPE_CHECKING:
+    from onnxkit.artifact import ModelDir
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_UNLIMITED = 10**20
+"""transformers writes 1e30 for "no limit" (its LARGE_INTEGER is 1e20)."""
+
+_POSITIONS_AFTER_PADDING = frozenset(
+    (
+        "bertweet",
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "mpnet",
+        "mra",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    )
+)
+"""Model types that count positions from `padding_idx + 1`, so that a table of 514 holds 512."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerSetup:
+    """A tokenizer and what its configuration says about padding and length.
+
+    Attributes:
+        tokenizer: without truncation and padding; whoever owns it sets truncation.
+        specials: {"mask_token": "[MASK]", …}, those that are set.
+        pad_id: the token id to pad with; 0 where there is no padding token.
+        pad_type_id: the token type to pad with.
+        padding_side: where padding goes.
+        truncation_side: where tokens are cut.
+        model_max_length: the tokenizer's own limit in tokens, None when it has none.
+    """
+
+    tokenizer: Tokenizer
+    specials: Mapping[str, str]
+    pad_id: int
+    pad_type_id: int
+    padding_side: Side
+    truncation_side: Side
+    model_max_length: int | None
+
+    def token_id(self, role: str) -> int | None:
+        """Return the id of a special token by its role ("mask_token"), None when there is none."""
+        token = self.specials.get(role)
+        return None if token is None else self.tokenizer.token_to_id(token)
+
+
+def load_tokenizer(model: ModelDir) -> TokenizerSetup:
+    """Read tokenizer.json, tokenizer_config.json and special_tokens_map.json of `model.path`.
+
+    Raises:
+        InputError: tokenizer.json is missing or damaged.
+    """
+    folder = model.path
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
+    settings = _optional_json(folder / "tokenizer_config.json")
+    specials = {**_optional_json(folder / "special_tokens_map.json"), **settings}
+    padding = tokenizer.padding or {}
+    truncation = tokenizer.truncation or {}
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    _apply_bert_settings(tokenizer, settings)
+    named = _add_specials(tokenizer, specials)
+    if padding:
+        named.setdefault("pad_token", str(padding["pad_token"]))
+    pad_id = tokenizer.token_to_id(named["pad_token"]) if named.get("pad_token") else None
+    limit = settings.get("model_max_length", settings.get("max_len"))
+    return TokenizerSetup(
+        tokenizer=tokenizer,
+        specials=named,
+        pad_id=_first_int(pad_id, model.config.get("pad_token_id"), 0),
+        pad_type_id=_first_int(settings.get("pad_token_type_id"), padding.get("pad_type_id"), 0),
+        padding_side=_side(settings.get("padding_side", padding.get("direction"))),
+        truncation_side=_side(settings.get("truncation_side", truncation.get("direction"))),
+        model_max_length=int(limit) if isinstance(limit, int | float) and 0 < limit < _UNLIMITED else None,
+    )
+
+
+def length_limit(model: ModelDir, setup: TokenizerSetup, wanted: int | None = None) -> int | None:
+    """Return how many tokens a text may have: the least of what `wanted`, tokenizer and model allow.
+
+    A directory of sentence-transformers says in sentence_bert_config.json how many tokens its
+    embeddings were trained on. None when nothing limits the length.
+
+    Raises:
+        InputError: `wanted` is more than the model has positions for.
+    """
+    positions = position_limit(model.config)
+    if wanted is not None:
+        if positions is not None and wanted > positions:
+            raise InputError(
+                f"{model.path}: the model has {positions} positions; --max-length {wanted} is too long"
+            )
+        return wanted
+    trained = _optional_json(model.path / "sentence_bert_config.json").get("max_seq_length")
+    limits = [setup.model_max_length, positions, trained if isinstance(trained, int) else None]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def position_limit(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the model's table of positions holds; None when config.json has none."""
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, Mapping) else config
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        size = text.get(key)
+        if isinstance(size, int) and size > 0:
+            return size - position_offset(config)
+    return None
+
+
+def position_offset(config: Mapping[str, Any]) -> int:
+    """Return the position of a text's first token: `padding_idx + 1` in RoBERTa's family, else 0."""
+    if config.get("model_type") not in _POSITIONS_AFTER_PADDING:
+        return 0
+    padding = config.get("pad_token_id")
+    return (padding if isinstance(padding, int) else 1) + 1
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.exists():
+        raise InputError(
+            f"{path.parent}: tokenizer.json is missing; write it there with "
+            "transformers' AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
+        )
+    regular_file(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception for whatever is wrong in the file
+        raise InputError(f"{path}: not a readable tokenizer: {error}") from error
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _apply_bert_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Let tokenizer_config.json overrule the normalizer, which transformers rebuilds from it."""
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+    names["tokenize_chinese_chars"] = "handle_chinese_chars"
+    for ours, theirs in names.items():
+        if ours in settings and settings[ours] != getattr(normalizer, theirs):
+            setattr(normalizer, theirs, settings[ours])
+            tokenizer.normalizer = normalizer
+
+
+def _add_specials(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Make every named special token one in the tokenizer too; return them by role."""
+    named = {role: settings[role] for role in _SPECIAL if settings.get(role)}
+    already = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = [_added_token(value) for value in named.values() if _content(value) not in already]
+    if missing:
+        tokenizer.add_special_tokens(missing)
+    return {role: _content(value) for role, value in named.items()}
+
+
+def _content(value: Any) -> str:
+    return str(value["content"]) if isinstance(value, dict) else str(value)
+
+
+def _added_token(value: Any) -> AddedToken:
+    if not isinstance(value, dict):
+        return AddedToken(str(value), special=True, normalized=False)
+    flags = {
+        key: bool(value[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value
+    }
+    return AddedToken(_content(value), special=True, **flags)
+
+
+def _first_int(*values: Any) -> int:
+    return next((value for value in values if isinstance(value, int) and value >= 0), 0)
+
+
+def _side(value: Any) -> Side:
+    return "left" if str(value).lower() == "left" else "right"
