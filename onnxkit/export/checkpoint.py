@@ -1,0 +1,190 @@
+"""Where a checkpoint lies and what it says about itself: a local directory, or an id on the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxkit.artifact.digests import combined_digest, file_entry
+from onnxkit.errors import EnvironmentProblem, InputError, OnnxkitError
+from onnxkit.safety import Module, check_checkpoint, contained, printable, read_json, read_modules
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WANTED = (
+    "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "README.md", "LICENSE*", "*.py",
+    "model.safetensors", "model-*-of-*.safetensors", "[0-9]*_*/*.safetensors",
+)  # fmt: skip
+_PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "[0-9]*_*/pytorch_model.bin")
+_UNWANTED = ("onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*", "coreml/*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a checkpoint may be reached and read; the fields are `ExportOptions`'."""
+
+    revision: str | None = None
+    subfolder: str = ""
+    token: str | None = field(default=None, repr=False)
+    offline: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on this machine that has passed the checks of `safety`.
+
+    Attributes:
+        source: as the user named it.
+        path: its directory.
+        weights_path: the directory with config.json and the weights; another one than `path` in
+            older sentence-transformers directories (`0_Transformer`).
+        commit: the resolved commit of a Hub checkpoint.
+        settings: config.json.
+        processor: preprocessor_config.json, empty where there is none.
+        modules: sentence-transformers' modules, empty where there are none.
+    """
+
+    source: str
+    path: Path
+    weights_path: Path
+    commit: str | None
+    access: Access
+    settings: Mapping[str, Any]
+    processor: Mapping[str, Any]
+    modules: tuple[Module, ...]
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files, or none where the weights are pickled."""
+        return tuple(sorted(self.weights_path.glob("*.safetensors")))
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for every `from_pretrained`: nothing connects, nothing is guessed."""
+        return {"local_files_only": True, "trust_remote_code": self.access.trust_remote_code}
+
+    def config(self) -> PretrainedConfig:
+        """The parsed config.
+
+        Raises:
+            InputError: transformers does not know the model type, or cannot parse the config.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.weights_path, **self.load_arguments())
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            kind = self.settings.get("model_type", "no model_type")
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{self.weights_path / 'config.json'} ({kind}): {reason}") from error
+
+    def digest(self) -> str:
+        """The commit, or for a local directory one digest of config and weights."""
+        if self.commit is not None:
+            return self.commit
+        names = [self.weights_path / "config.json", *self.weight_files]
+        return combined_digest({file.name: file_entry(file) for file in names})
+
+
+def open_checkpoint(source: str, access: Access) -> Checkpoint:
+    """Find a checkpoint, download what is needed of it, and check every file before it is used.
+
+    Raises:
+        InputError: no such directory or repository, no weights, damaged files.
+        UnsafeError: remote code, pickles, paths that lead out.
+        EnvironmentProblem: the Hub cannot be reached.
+    """
+    local = Path(source).expanduser()
+    if local.exists():
+        path, commit = local, None
+        if not local.is_dir():
+            raise InputError(f"{printable(source)} is a file; name the checkpoint's directory")
+    elif _HUB_ID.fullmatch(source) and not source.startswith("."):
+        path, commit = _download(source, access)
+    else:
+        raise InputError(f"there is no directory {printable(source)}, and it is no Hub id (organisation/name)")
+    if access.subfolder:
+        path = contained(path, access.subfolder)
+    return _describe(source, path, commit, access)
+
+
+def _describe(source: str, path: Path, commit: str | None, access: Access) -> Checkpoint:
+    modules = read_modules(path / "modules.json") if (path / "modules.json").is_file() else ()
+    transformer = next((module.path for module in modules if module.kind == "Transformer"), "")
+    weights_path = contained(path, transformer) if transformer else path
+    check_checkpoint(
+        weights_path, trust_remote_code=access.trust_remote_code, allow_pickle=access.allow_pickle
+    )
+    trusted = access.trust_remote_code
+    settings = read_json(weights_path / "config.json", trust_remote_code=trusted)
+    preprocessor = weights_path / "preprocessor_config.json"
+    return Checkpoint(
+        source=source,
+        path=path,
+        weights_path=weights_path,
+        commit=commit,
+        access=access,
+        settings=settings,
+        processor=read_json(preprocessor, trust_remote_code=trusted) if preprocessor.is_file() else {},
+        modules=modules,
+    )
+
+
+def _download(source: str, access: Access) -> tuple[Path, str]:
+    """The snapshot's directory and its commit."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    wanted = [*_WANTED, *(_PICKLES if access.allow_pickle else ())]
+    prefix = f"{access.subfolder.strip('/')}/" if access.subfolder else ""
+    try:
+        path = huggingface_hub.snapshot_download(
+            source,
+            revision=access.revision,
+            token=access.token,
+            allow_patterns=[prefix + pattern for pattern in wanted],
+            ignore_patterns=[prefix + pattern for pattern in _UNWANTED],
+            local_files_only=access.offline,
+        )
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise EnvironmentProblem(
+            f"{source} is no local directory, and it is neither in the Hub cache nor can the Hub be reached"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise _refusal(source, access, error) from error
+    except (errors.HFValidationError, OSError) as error:
+        raise EnvironmentProblem(f"{source} cannot be downloaded: {error}") from error
+    return Path(path), Path(path).name
+
+
+def _refusal(source: str, access: Access, error: Exception) -> OnnxkitError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return InputError(f"{source} is gated: accept its terms on the Hub and pass --token")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return InputError(f"{source} has no revision {access.revision}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return InputError(f"there is neither a directory nor a Hub repository {source} (private ones need --token)")
+    return EnvironmentProblem(f"the Hub does not give {source}: {error}")
+
+
+@contextlib.contextmanager
+def quiet_hub(*, offline: bool) -> Iterator[None]:
+    """Within the block the Hub's client sends no telemetry, and does not connect at all if `offline`."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or offline
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_TELEMETRY = before

@@ -1,0 +1,160 @@
+"""A traced program as an onnx_ir model in which the semantic operators still stand.
+
+The one module that calls into `torch.onnx`'s internals: the public `torch.onnx.export` cannot leave
+out the decompositions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx.defs import OpSchema, get_schema
+from onnxscript import evaluator
+from torch.export import ExportedProgram
+from torch.onnx._internal.exporter import _core, _registration
+
+from onnxkit.export import fx
+from onnxkit.export.hooks import OPS
+from onnxkit.graph import semantic
+
+TRACE_OPSET = 18
+_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_BOOL = ["tensor(bool)"]
+_INT64 = ["tensor(int64)"]
+
+
+def _schema(name: str, inputs: Mapping[str, list[str]], result: list[str], **attributes: Any) -> OpSchema:
+    """An operator's schema; an input whose name ends in "?" may be left out."""
+    single, optional = OpSchema.FormalParameterOption.Single, OpSchema.FormalParameterOption.Optional
+    parameters, constraints = [], []
+    for position, (given, types) in enumerate(inputs.items()):
+        option = optional if given.endswith("?") else single
+        parameters.append(OpSchema.FormalParameter(given.rstrip("?"), f"T{position}", param_option=option))
+        constraints.append((f"T{position}", types, ""))
+    return OpSchema(
+        name,
+        semantic.DOMAIN,
+        semantic.VERSION,
+        inputs=parameters,
+        outputs=[OpSchema.FormalParameter("out", "R")],
+        type_constraints=[*constraints, ("R", result, "")],
+        attributes=[OpSchema.Attribute(key, kind) for key, kind in attributes.items()],
+    )
+
+
+_kind = OpSchema.AttrType
+_ATTENTION = _schema(
+    semantic.ATTENTION,
+    {"q": _FLOATS, "k": _FLOATS, "v": _FLOATS, "mask?": _BOOL, "bias?": _FLOATS},
+    _FLOATS,
+    scale=_kind.FLOAT,
+)
+_MASK = _schema(
+    semantic.MASK,
+    {"padding?": _BOOL, "batch": _INT64, "queries": _INT64, "keys": _INT64},
+    _BOOL,
+    window=_kind.INT,
+    causal=_kind.INT,
+)
+_ROTARY = _schema(semantic.ROTARY, {"x": _FLOATS, "cos": _FLOATS, "sin": _FLOATS}, _FLOATS)
+_GELU = _schema(semantic.GELU, {"x": _FLOATS}, _FLOATS, approximate=_kind.STRING)
+
+
+def _emit(schema: OpSchema, *inputs: Any, **attributes: Any) -> Any:
+    return evaluator.default().eval(schema, inputs, attributes)
+
+
+def _attention(q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, scale: float = 1.0) -> Any:
+    return _emit(_ATTENTION, q, k, v, mask, bias, scale=scale)
+
+
+def _mask(padding: Any, batch: Any, queries: Any, keys: Any, window: int = 0, causal: bool = False) -> Any:
+    return _emit(_MASK, padding, batch, queries, keys, window=window, causal=int(causal))
+
+
+def _rotary(x: Any, cos: Any, sin: Any) -> Any:
+    return _emit(_ROTARY, x, cos, sin)
+
+
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    return _emit(_GELU, x, approximate=approximate)
+
+
+def _split(x: Any, sizes: Sequence[int], axis: int) -> list[Any]:
+    """One Split with as many outputs as sizes; torchlib's goes through sequences."""
+    if any(not isinstance(size, int) for size in sizes):
+        raise ValueError("a split into sizes that are not fixed")
+    schema = get_schema("Split", TRACE_OPSET)
+    equal = len(set(sizes)) == 1
+    recorder = evaluator.default()
+    if len(sizes) == 1:
+        return [_standard("Identity", x)]
+    if equal:
+        return list(recorder.eval(schema, (x,), {"axis": axis, "num_outputs": len(sizes)}))
+    lengths = ir.tensor(list(sizes), dtype=ir.DataType.INT64)
+    given = _standard("Constant", value=lengths)
+    return list(recorder.eval(schema, (x, given), {"axis": axis, "num_outputs": len(sizes)}))
+
+
+def _standard(op: str, *inputs: Any, **attributes: Any) -> Any:
+    return evaluator.default().eval(get_schema(op, TRACE_OPSET), inputs, attributes)
+
+
+def _split_by_size(x: Any, size: int, dim: int = 0) -> list[Any]:
+    length = _axis_length(x, dim)
+    full, rest = divmod(length, size)
+    return _split(x, [size] * full + [rest] * bool(rest), dim)
+
+
+def _split_with_sizes(x: Any, sizes: Sequence[int], dim: int = 0) -> list[Any]:
+    return _split(x, sizes, dim)
+
+
+def _chunk(x: Any, chunks: int, dim: int = 0) -> list[Any]:
+    return _split_by_size(x, -(-_axis_length(x, dim) // chunks), dim)
+
+
+def _unbind(x: Any, dim: int = 0) -> list[Any]:
+    parts = _split(x, [1] * _axis_length(x, dim), dim)
+    axes = _standard("Constant", value=ir.tensor([dim], dtype=ir.DataType.INT64))
+    return [_standard("Squeeze", part, axes) for part in parts]
+
+
+def _axis_length(x: Any, dim: int) -> int:
+    length = x.shape[dim] if x.shape is not None else None
+    if not isinstance(length, int):
+        raise ValueError(f"an axis of {length} cannot be taken apart")
+    return length
+
+
+TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    OPS.attention.default: _attention,
+    OPS.mask.default: _mask,
+    OPS.rotary.default: _rotary,
+    torch.ops.aten.gelu.default: _gelu,
+    torch.ops.aten.split.Tensor: _split_by_size,
+    torch.ops.aten.split_with_sizes.default: _split_with_sizes,
+    torch.ops.aten.chunk.default: _chunk,
+    torch.ops.aten.unbind.int: _unbind,
+}
+"""Torch operator → function that writes the ONNX nodes; `torch.onnx.export` takes it too."""
+
+
+def to_onnx(
+    program: ExportedProgram, *, decompose: bool, translations: Mapping[Any, Any] | None = None
+) -> ir.Model:
+    """Convert a program, by our own clean-up or (`decompose`) after torch's decompositions.
+
+    Raises:
+        fx.NeedsDecomposition, torch.onnx.errors.OnnxExporterError: it cannot be converted this way.
+    """
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=TRACE_OPSET)
+    for target, function in {**(translations or {}), **TRANSLATIONS}.items():
+        registry.register_op(target, function, is_complex=False)
+    if decompose:
+        return _core.exported_program_to_ir(program, registry=registry)
+    fx.clean(program)
+    return _core._exported_program_to_onnx_program(program, registry=registry).model

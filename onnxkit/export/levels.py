@@ -1,0 +1,190 @@
+"""The three ways from a plan to a graph, and the clean-up that they share.
+
+L1 traces with hooks and our own clean-up, L2 with hooks and torch's decompositions, L3 is
+transformers' own exporter. Each raises what it raises; the exporter goes on to the next.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import version_converter
+from transformers import PreTrainedModel
+
+from onnxkit.errors import InputError
+from onnxkit.export.native import export_native
+from onnxkit.export.phases import Phases
+from onnxkit.export.plan import Plan
+from onnxkit.export.reference import LoadedModel, load_reference_model
+from onnxkit.export.report import LevelName
+from onnxkit.export.trace import PREFIX, empty_model, trace
+from onnxkit.export.weights import (
+    LoadedWeights,
+    StreamedWeights,
+    Weights,
+    WrongShape,
+    attach,
+    tied_names,
+)
+from onnxkit.graph import portable, regions
+from onnxkit.graph.files import set_opset
+from onnxkit.graph.names import name_by_module
+from onnxkit.graph.passes import clean_up
+
+LEVELS: Mapping[str, tuple[LevelName, ...]] = {
+    "auto": ("L1", "L2", "L3"),
+    "trace": ("L1", "L2"),
+    "native": ("L3",),
+}
+"""`exporter` option → the levels to try, in order."""
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+_HEAD_PREFIX = "head."
+_NAMED = 8
+
+
+class LevelRefused(Exception):
+    """A level that made a graph which must not be taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A graph, ready to be written and checked.
+
+    Attributes:
+        attentions, attention_calls: see `LevelTrial`; None for L3.
+        regions: number of semantic regions by operator.
+    """
+
+    level: LevelName
+    model: ir.Model
+    regions: Mapping[str, int]
+    attentions: int | None
+    attention_calls: int | None
+
+
+class Workshop:
+    """Makes candidates from one plan; the loaded model is shared with the check."""
+
+    def __init__(self, plan: Plan, *, dtype: str, opset: int, phases: Phases) -> None:
+        self.plan, self.phases = plan, phases
+        self._dtype, self._opset = TORCH_DTYPES[dtype], opset
+
+    @functools.cached_property
+    def loaded(self) -> LoadedModel:
+        """The checkpoint in PyTorch, loaded when it is first needed."""
+        return load_reference_model(self.plan)
+
+    def make(self, level: LevelName) -> Candidate:
+        """One level's graph.
+
+        Raises:
+            InputError: the checkpoint lacks weights that the graph needs.
+            Exception: the level does not work for this model.
+        """
+        return self._native() if level == "L3" else self._traced(level)
+
+    def _traced(self, level: LevelName) -> Candidate:
+        with self.phases("load"):
+            model = empty_model(self.plan.build, self.plan.config, dtype=self._dtype)
+            ties = tied_names(model)
+        traced = trace(
+            self.plan, model, dtype=self._dtype, decompose=level == "L2", phases=self.phases
+        )
+        if traced.attentions != traced.attention_calls:
+            raise LevelRefused(
+                f"the trace holds {traced.attentions} attention operators for {traced.attention_calls} calls"
+            )
+        with self.phases("convert"):
+            self._attach(traced.model, model, traced.buffers, ties)
+            counts = finish(traced.model, opset=self._opset, prefix=PREFIX)
+        return Candidate(
+            level=level, model=traced.model, regions=counts, attentions=traced.attentions,
+            attention_calls=traced.attention_calls,
+        )  # fmt: skip
+
+    def _attach(
+        self,
+        graph: ir.Model,
+        model: PreTrainedModel,
+        buffers: Mapping[str, torch.Tensor],
+        ties: Mapping[str, list[str]],
+    ) -> None:
+        weights = self._weights(model)
+        try:
+            missing = attach(graph.graph, weights, buffers=buffers, ties=ties, prefix=PREFIX)
+        except WrongShape as error:
+            raise InputError(f"{self.plan.checkpoint.source}: weights and config differ: {error}") from error
+        if isinstance(self.plan.head, torch.nn.Module):
+            head = LoadedWeights(self.plan.head)
+            attach(graph.graph, head, buffers={}, ties={}, prefix=_HEAD_PREFIX, keep_prefix=True)
+        if missing:
+            raise InputError(missing_weights(self.plan, missing))
+
+    def _weights(self, model: PreTrainedModel) -> Weights:
+        files = self.plan.checkpoint.weight_files
+        streamed = StreamedWeights(files, model) if files else None
+        if streamed is not None and streamed.complete:
+            return streamed
+        return LoadedWeights(self.loaded.model, self.loaded.missing)
+
+    def _native(self) -> Candidate:
+        with self.phases("load"):
+            model = self.loaded.model
+            if self._dtype != torch.float32:
+                model = copy.deepcopy(model)
+        exported = export_native(self.plan, model, dtype=self._dtype, phases=self.phases)
+        with self.phases("convert"):
+            used = {name for name, value in exported.graph.initializers.items() if value.uses()}
+            missing = [name for name in self.loaded.missing if name in used]
+            if missing:
+                raise InputError(missing_weights(self.plan, missing))
+            counts = finish(exported, opset=self._opset, prefix="")
+        return Candidate(
+            level="L3", model=exported, regions=counts, attentions=None, attention_calls=None
+        )
+
+
+def missing_weights(plan: Plan, names: Sequence[str]) -> str:
+    """The message for a checkpoint that lacks weights; transformers would make random ones up."""
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return (
+        f"{plan.checkpoint.source} lacks weights that {plan.task} needs: {shown}; "
+        "was it trained for this task, and is every layer of config.json in it?"
+    )
+
+
+def finish(model: ir.Model, *, opset: int, prefix: str) -> dict[str, int]:
+    """Clean a converted graph, write its semantic operators out, name everything, annotate the regions.
+
+    Returns:
+        the number of regions by operator.
+    """
+    clean_up(model)
+    found = portable.lower(model, prefix=prefix)
+    common.RemoveUnusedNodesPass()(model)
+    set_opset(model, 18)
+    if opset > 18:
+        version_converter.convert_version(model, opset, fallback=False)
+        set_opset(model, opset)
+    name_by_module(model, prefix=prefix)
+    counts: dict[str, int] = {}
+    for region in found:
+        regions.annotate(region)
+        counts[region.op] = counts.get(region.op, 0) + 1
+    model.functions.clear()
+    model.producer_name = "onnxkit"
+    model.producer_version = None
+    model.graph.name = "main"
+    return counts

@@ -1,0 +1,189 @@
+"""What will be exported: the task, the model class that serves it, the graph's inputs and outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from onnxkit.artifact import normalize_task, task_of_architecture
+from onnxkit.errors import InputError, UsageError
+from onnxkit.export.checkpoint import Checkpoint
+from onnxkit.export.heads import Head, PickOutputs, sentence_head
+from onnxkit.export.hooks import hooked
+from onnxkit.export.signature import GraphInput, Signature, graph_inputs
+
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "feature-extraction": ("last_hidden_state",),
+    "sentence-similarity": ("sentence_embedding", "last_hidden_state"),
+    "text-classification": ("logits",),
+    "token-classification": ("logits",),
+    "question-answering": ("start_logits", "end_logits"),
+    "fill-mask": ("logits",),
+    "image-classification": ("logits",),
+    "image-feature-extraction": ("last_hidden_state", "pooler_output"),
+}
+"""Task → the graph's outputs. `pooler_output` is left out where the model has none."""
+
+_POOLER = (".pooler.", ".head.")
+"""Where the weights behind a vision model's `pooler_output` stand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that the levels share.
+
+    Attributes:
+        build, load: make the model from a config (no weights) or from the checkpoint's directory.
+        entry: the part of the model that is exported: itself, or an encoder-decoder's encoder.
+    """
+
+    task: str
+    checkpoint: Checkpoint
+    model_class: str
+    config: PretrainedConfig
+    build: Callable[..., PreTrainedModel]
+    load: Callable[..., PreTrainedModel]
+    entry: Callable[[PreTrainedModel], PreTrainedModel]
+    head: Head
+    signature: Signature
+
+
+def choose_task(checkpoint: Checkpoint, asked: str) -> str:
+    """The exact task name.
+
+    Raises:
+        UsageError: no such task, or one that `export` does not cover.
+        InputError: `auto`, and the checkpoint does not tell.
+    """
+    if asked != "auto":
+        task = normalize_task(asked)
+        if task not in OUTPUTS:
+            raise UsageError(f"export does not cover the task {task} yet; it covers {', '.join(OUTPUTS)}")
+        return task
+    if any(module.kind == "Pooling" for module in checkpoint.modules):
+        return "sentence-similarity"
+    names = [str(name) for name in checkpoint.settings.get("architectures") or ()]
+    found = next((task for task in map(task_of_architecture, names) if task), None)
+    if found in OUTPUTS:
+        return str(found)
+    said = f"is a {names[0]}" if names else "names no architectures in its config.json"
+    raise InputError(f"{checkpoint.source} {said}: say with --task what to export: {', '.join(OUTPUTS)}")
+
+
+def make_plan(checkpoint: Checkpoint, asked: str, build_empty: Callable[..., PreTrainedModel]) -> Plan:
+    """Plan an export. `build_empty(build, config)` makes the model without weights, to ask it for its inputs.
+
+    Raises:
+        UsageError, InputError: as `choose_task`; a model that the task does not fit.
+    """
+    task = choose_task(checkpoint, asked)
+    config = checkpoint.config()
+    cls, config = _model_class(checkpoint, config, task)
+    build, load = _factories(cls, checkpoint)
+    try:
+        model = build_empty(build, config)
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{checkpoint.source} cannot be built as {cls.__name__} for {task}: {reason}") from error
+    entry = _encoder if config.is_encoder_decoder and task == "feature-extraction" else _itself
+    inputs = graph_inputs(entry(model), checkpoint.processor)
+    outputs = _outputs(task, model, checkpoint, inputs)
+    head: Head = PickOutputs(outputs)
+    if task == "sentence-similarity":
+        pickles = checkpoint.access.allow_pickle
+        head = sentence_head(checkpoint.path, checkpoint.modules, allow_pickle=pickles)
+    signature = Signature(inputs=inputs, outputs=outputs)
+    return Plan(
+        task=task, checkpoint=checkpoint, model_class=type(model).__name__, config=config, build=build,
+        load=load, entry=entry, head=head, signature=signature,
+    )  # fmt: skip
+
+
+def _itself(model: PreTrainedModel) -> PreTrainedModel:
+    return model
+
+
+def _encoder(model: PreTrainedModel) -> PreTrainedModel:
+    encoder: PreTrainedModel = model.get_encoder()
+    return encoder
+
+
+def _model_class(
+    checkpoint: Checkpoint, config: PretrainedConfig, task: str
+) -> tuple[type, PretrainedConfig]:
+    """Optimum's AutoModel class for the task; one tower of a model that has two."""
+    from optimum.exporters.tasks import TasksManager
+
+    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+        part = "Vision" if task.startswith("image") else "Text"
+        stem = str((checkpoint.settings.get("architectures") or ["?"])[0]).removesuffix("Model")
+        tower = getattr(transformers, f"{stem}{part}Model", None)
+        if tower is None:
+            raise InputError(f"{checkpoint.source} is a {stem}Model: onnxkit exports one tower of CLIP and its kin")
+        return tower, copy.deepcopy(getattr(config, f"{part.lower()}_config"))
+    cls: type = TasksManager.get_model_class_for_task(
+        task, framework="pt", model_type=config.model_type, library="transformers"
+    )
+    known = type(config) in getattr(cls, "_model_mapping", {type(config)}) or checkpoint.access.trust_remote_code
+    return cls if known else _named_class(checkpoint, config, task), config
+
+
+def _named_class(checkpoint: Checkpoint, config: PretrainedConfig, task: str) -> type:
+    """The class that config.json names, for configs that no AutoModel knows (SigLIP's text tower)."""
+    for name in checkpoint.settings.get("architectures") or ():
+        cls = getattr(transformers, str(name), None)
+        serves = task_of_architecture(str(name)) == task
+        if serves and isinstance(cls, type) and getattr(cls, "config_class", None) is type(config):
+            return cls
+    raise InputError(f"transformers has no {config.model_type} model for the task {task}")
+
+
+def _factories(cls: Any, checkpoint: Checkpoint) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    build = cls.from_config if hasattr(cls, "from_config") else cls._from_config
+    remote = {"trust_remote_code": True} if checkpoint.access.trust_remote_code else {}
+
+    def build_from_config(config: PretrainedConfig, **other: Any) -> Any:
+        return build(config, **remote, **other)
+
+    def load(**other: Any) -> Any:
+        return cls.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments(), **other)
+
+    return build_from_config, load
+
+
+def _outputs(
+    task: str, model: PreTrainedModel, checkpoint: Checkpoint, inputs: tuple[GraphInput, ...]
+) -> tuple[str, ...]:
+    """The task's outputs; a `pooler_output` that the model or the checkpoint lacks is not exported."""
+    if task != "image-feature-extraction":
+        return OUTPUTS[task]
+    pooled = [name for name, _ in model.named_parameters() if any(part in f".{name}" for part in _POOLER)]
+    missing = missing_parameters(model, checkpoint, pooled) if pooled else []
+    gives = not missing and _gives(model, Signature(inputs=inputs, outputs=()), "pooler_output")
+    return OUTPUTS[task] if gives else OUTPUTS[task][:1]
+
+
+def _gives(model: PreTrainedModel, signature: Signature, name: str) -> bool:
+    """Whether the model fills this output; asked of a copy without storage."""
+    sample = {key: value.to("meta") for key, value in signature.sample().items()}
+    with torch.no_grad(), hooked(model):
+        return isinstance(getattr(model.to("meta")(**sample), name, None), torch.Tensor)
+
+
+def missing_parameters(model: PreTrainedModel, checkpoint: Checkpoint, names: list[str]) -> list[str]:
+    """Which of these parameters no safetensors file holds (empty where the weights are pickled)."""
+    from onnxkit.export.weights import StreamedWeights
+
+    if not checkpoint.weight_files:
+        return []
+    weights = StreamedWeights(checkpoint.weight_files, model)
+    return [name for name in names if weights.tensor([name]) is None]
+
+
+__all__ = ["OUTPUTS", "Plan", "choose_task", "make_plan", "missing_parameters"]

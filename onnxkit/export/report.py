@@ -1,0 +1,129 @@
+"""What an export is asked for, and what it says when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onnxkit.artifact import Verification
+from onnxkit.report import Report
+from onnxkit.runtime import TensorSpec
+
+ExporterName = Literal["auto", "trace", "native"]
+DtypeName = Literal["fp32", "fp16", "bf16"]
+LevelName = Literal["L1", "L2", "L3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        task: a pipeline name or a synonym; "auto" asks the checkpoint.
+        exporter: "trace" takes levels L1 and L2 only, "native" L3 only.
+        dtype: type of weights and computation. Graph inputs and outputs stay float32, so that every
+            client can feed all three alike.
+        opset: 18 up to what the installed ONNX Runtime takes.
+        verify: compare with PyTorch on new shapes before anything is published.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read `.bin` weights (with `weights_only`).
+        revision, subfolder, token, offline: for a Hub id: branch, tag or commit; folder in the
+            repository or directory; access token; use the cache only.
+        overwrite: replace an existing output directory.
+        seed: of the inputs that the check uses.
+    """
+
+    task: str = "auto"
+    exporter: ExporterName = "auto"
+    dtype: DtypeName = "fp32"
+    opset: int = 18
+    verify: bool = True
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    revision: str | None = None
+    subfolder: str = ""
+    token: str | None = field(default=None, repr=False)
+    offline: bool = False
+    overwrite: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelTrial:
+    """One level that was tried, and what came of it.
+
+    Attributes:
+        level: L1 (hooks, no decompositions), L2 (hooks and torch's decompositions), L3 (transformers'
+            own exporter).
+        reason: why it was taken or given up.
+        attentions: attention operators in the trace; None for L3 and where the trace failed.
+        attention_calls: calls of attention modules while tracing: what `attentions` must equal.
+    """
+
+    level: LevelName
+    accepted: bool
+    reason: str
+    attentions: int | None = None
+    attention_calls: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedOutput:
+    """Agreement of one output with PyTorch on one case; `relative` is max_abs over the largest reference value."""
+
+    case: str
+    output: str
+    max_abs: float
+    relative: float
+    cosine: float
+    finite: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """A file of the new directory."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Report):
+    """Result of `export_model`.
+
+    Attributes:
+        source: the checkpoint as it was named.
+        commit: the Hub commit that it resolved to; None for a directory.
+        model_class: the transformers class that was exported.
+        level: the level taken; None when every level failed (then this report comes with the error).
+        regions: semantic regions in the graph, by operator.
+        nodes, parameters: of the graph; parameters counts elements of all initializers.
+        size_bytes: graph and weights; `files` lists every file.
+        seconds: wall seconds by phase: import, load, trace, convert, write, verify. `total_s` leaves
+            verify out.
+        verification: None when there was none (`verify=False`).
+        checks: every output of every case of the last check.
+    """
+
+    source: str
+    commit: str | None
+    out: str
+    task: str
+    model_class: str
+    dtype: DtypeName
+    opset: int
+    level: LevelName | None
+    level_reason: str
+    trials: tuple[LevelTrial, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    regions: Mapping[str, int]
+    nodes: int
+    parameters: int
+    files: tuple[OutputFile, ...]
+    size_bytes: int
+    seconds: Mapping[str, float]
+    total_s: float
+    verification: Verification | None
+    checks: tuple[CheckedOutput, ...]

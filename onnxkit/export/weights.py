@@ -1,0 +1,187 @@
+"""A checkpoint's tensors under the names that the model gives them, read only when they are written."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+_DTYPES = {
+    "F64": ir.DataType.DOUBLE,
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64,
+    "I32": ir.DataType.INT32,
+    "I16": ir.DataType.INT16,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+    "BOOL": ir.DataType.BOOL,
+}
+
+
+class Weights(Protocol):
+    """Where a graph's initializers get their content."""
+
+    def tensor(self, names: Iterable[str]) -> ir.TensorProtocol | None:
+        """The tensor under the first of these names (tied parameters have several) that there is."""
+        ...
+
+
+def safetensors_tensors(files: Iterable[Path]) -> dict[str, ir.ExternalTensor]:
+    """Every tensor of these files, mapped, not read. The files have passed `safety.check_checkpoint`."""
+    tensors: dict[str, ir.ExternalTensor] = {}
+    for file in files:
+        real = file.resolve()
+        with real.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in _DTYPES:
+                tensors[name] = _mapped(real, name, entry, 8 + length)
+    return tensors
+
+
+def _mapped(file: Path, name: str, entry: Mapping[str, Any], base: int) -> ir.ExternalTensor:
+    start, end = entry["data_offsets"]
+    return ir.ExternalTensor(
+        file.name,
+        base + start,
+        end - start,
+        _DTYPES[entry["dtype"]],
+        shape=ir.Shape(entry["shape"]),
+        name=name,
+        base_dir=file.parent,
+    )
+
+
+class StreamedWeights:
+    """Safetensors files seen through transformers' own renaming of checkpoint keys.
+
+    Keys that transformers would merge or split (not only rename) are left out: `complete` is then
+    False, and the loaded model has to give the weights.
+    """
+
+    def __init__(self, files: Iterable[Path], model: PreTrainedModel) -> None:
+        conversions = get_model_conversion_mapping(model)
+        renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+        converters = [c for c in conversions if not isinstance(c, WeightRenaming)]
+        expected = model.state_dict()
+        self.complete = True
+        self._tensors: dict[str, ir.ExternalTensor] = {}
+        for key, tensor in safetensors_tensors(files).items():
+            name, merged = rename_source_key(
+                key, renamings, converters, model.base_model_prefix, expected
+            )
+            self.complete &= merged is None
+            if merged is None:
+                self._tensors[name] = tensor
+
+    def tensor(self, names: Iterable[str]) -> ir.TensorProtocol | None:
+        """As the protocol says."""
+        return next((self._tensors[name] for name in names if name in self._tensors), None)
+
+
+class LoadedWeights:
+    """The weights of a model that transformers loaded; `missing` names those that it had to make up."""
+
+    def __init__(self, model: torch.nn.Module, missing: Iterable[str] = ()) -> None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._tensors = {**dict(model.named_buffers()), **parameters}
+        for name in missing:
+            self._tensors.pop(name, None)
+
+    def tensor(self, names: Iterable[str]) -> ir.TensorProtocol | None:
+        """As the protocol says."""
+        found = next((self._tensors[name] for name in names if name in self._tensors), None)
+        return None if found is None else TorchTensor(found.detach())
+
+
+def tied_names(model: torch.nn.Module) -> dict[str, list[str]]:
+    """For every parameter name all names of the same parameter, itself first."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return {name: [name, *(n for n in group if n != name)] for group in groups.values() for name in group}
+
+
+def attach(
+    graph: ir.Graph,
+    weights: Weights,
+    *,
+    buffers: Mapping[str, torch.Tensor],
+    ties: Mapping[str, list[str]],
+    prefix: str,
+    keep_prefix: bool = False,
+) -> list[str]:
+    """Give every initializer below `prefix` its content, and (unless `keep_prefix`) its name
+    without the prefix.
+
+    A tensor of another float type than the graph's is cast when it is written.
+
+    Returns:
+        the names of the parameters that the checkpoint does not hold.
+    """
+    missing: list[str] = []
+    for full_name, value in list(graph.initializers.items()):
+        if not full_name.startswith(prefix):
+            continue
+        if not value.uses():
+            del graph.initializers[full_name]
+            continue
+        name = full_name.removeprefix(prefix)
+        found = weights.tensor(ties.get(name, [name]))
+        if found is None and name in buffers:
+            found = TorchTensor(buffers[name])
+        if found is None and _has_content(value):  # a constant that the trace made
+            found = value.const_value
+        if found is None:
+            missing.append(name)
+            continue
+        _check_shape(value, found, name)
+        value.const_value = _readable(found, value.dtype or found.dtype, name)
+        value.name = full_name if keep_prefix else name
+    return missing
+
+
+def _has_content(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return isinstance(tensor, TorchTensor) and tensor.raw.device.type != "meta"
+
+
+def _check_shape(value: ir.Value, found: ir.TensorProtocol, name: str) -> None:
+    wanted = tuple(value.shape or ())
+    if tuple(found.shape) != wanted:
+        raise WrongShape(name, tuple(int(s) for s in found.shape), wanted)
+
+
+class WrongShape(Exception):
+    """A tensor of the checkpoint that does not fit its config."""
+
+    def __init__(self, name: str, found: tuple[int, ...], wanted: tuple[Any, ...]) -> None:
+        super().__init__(f"{name} is {list(found)}, the config says {list(wanted)}")
+
+
+def _readable(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.LazyTensor:
+    return ir.LazyTensor(_reader(tensor, dtype, name), dtype=dtype, shape=ir.Shape(tensor.shape), name=name)
+
+
+def _reader(
+    tensor: ir.TensorProtocol, dtype: ir.DataType, name: str
+) -> Callable[[], ir.TensorProtocol]:
+    def read() -> ir.TensorProtocol:
+        array = np.asarray(tensor.numpy())
+        cast = array if tensor.dtype == dtype else array.astype(np.float32).astype(dtype.numpy())
+        return ir.tensor(np.ascontiguousarray(cast).reshape(array.shape), dtype=dtype, name=name)
+
+    return read

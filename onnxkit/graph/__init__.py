@@ -1,0 +1,1 @@
+"""ONNX graphs as onnx_ir models: semantic regions, lowerings, clean-up passes, loading and saving."""

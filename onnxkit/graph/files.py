@@ -1,0 +1,96 @@
+"""Loading and saving onnx_ir models: vetted on the way in, plain and small on the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxkit.errors import ResourceError, UsageError
+from onnxkit.graph.regions import ATTRS, OP, REGION
+from onnxkit.runtime import opset_ceiling
+from onnxkit.safety import read_model
+
+EMBEDDED_BYTES = 100_000_000
+"""Weights up to this many bytes stand in the .onnx file; more go to `<name>.data` beside it."""
+
+_KEPT = frozenset({REGION, OP, ATTRS})
+
+
+def load_model(path: Path) -> ir.Model:
+    """Read a vetted ONNX file; external weights stay on disk, mapped when they are read.
+
+    Raises:
+        InputError, UnsafeError: as `safety.read_model`.
+    """
+    model = ir.from_proto(read_model(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write a model without value_info, documentation or any metadata but the semantic regions'.
+
+    Shapes stand at graph inputs and outputs only: where ONNX Runtime finds them inside, it fuses
+    SkipLayerNormalization, which is slower on the CPU than the two nodes that it replaces.
+
+    Raises:
+        UsageError: the opset is past what the installed ONNX Runtime takes.
+        ResourceError: the file cannot be written.
+    """
+    _check_opset(model)
+    if weight_bytes(model) > EMBEDDED_BYTES:
+        ir.external_data.unload_from_model(model, path.parent, f"{path.name}.data")
+    else:
+        ir.external_data.load_to_model(model)
+    proto = ir.to_proto(model)
+    _strip(proto)
+    try:
+        with path.open("wb") as file:
+            file.write(proto.SerializeToString())
+    except OSError as error:
+        raise ResourceError(f"{path.name} cannot be written: {error.strerror or error}") from error
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of the main graph's initializers."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def set_opset(model: ir.Model, opset: int) -> None:
+    """Declare `opset` and the lowest IR version that carries it; nodes are not converted."""
+    model.opset_imports[""] = opset
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+
+
+def _check_opset(model: ir.Model) -> None:
+    ceiling = opset_ceiling()
+    opset = model.opset_imports.get("", 0)
+    if opset > ceiling.opset or model.ir_version > ceiling.ir:
+        raise UsageError(
+            f"opset {opset} (IR {model.ir_version}) is past what ONNX Runtime {ceiling.onnxruntime} takes: "
+            f"at most opset {ceiling.opset}, IR {ceiling.ir}; ask for a lower --opset"
+        )
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    for graph in [proto.graph, *proto.functions]:
+        del graph.value_info[:]
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            kept = [entry for entry in node.metadata_props if entry.key in _KEPT]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
+    for value in [*proto.graph.input, *proto.graph.output]:
+        del value.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    del proto.metadata_props[:]
+
+
+__all__ = ["EMBEDDED_BYTES", "load_model", "save_model", "set_opset", "weight_bytes"]

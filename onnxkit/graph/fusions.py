@@ -1,0 +1,134 @@
+"""Fusions that are found by their pattern: in foreign graphs, and between an operator and its neighbours.
+
+Each works on the whole graph in place and returns how many it made. What onnxscript's rewriter knows
+is taken from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript.rewriter.ort_fusions import bias_gelu, erfgelu
+from onnxscript.rewriter.ort_fusions import gelu as gelu_rules
+
+from onnxkit.graph.edit import producer
+from onnxkit.graph.lowering import MICROSOFT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """One row: a fusion by pattern.
+
+    Attributes:
+        name: what `--disable-fusion` calls it.
+        apply: makes it everywhere in the graph, returns how often.
+        summary: one line for the documentation.
+    """
+
+    name: str
+    apply: Callable[[ir.Model], int]
+    summary: str
+
+
+def fuse_gelu(model: ir.Model) -> int:
+    """x·½·(1 + erf(x/√2)) and its tanh form, in the orders that exporters write → Gelu, FastGelu."""
+    return _applied(model, erfgelu.fuse_erfgelu) + _applied(model, gelu_rules.fuse_gelu)
+
+
+def approximate_gelu(model: ir.Model) -> int:
+    """Gelu → FastGelu, which computes a tanh instead of an erf: another function, by up to 5e-4."""
+    found = 0
+    for node in list(model.graph):
+        if node.op_type != "Gelu" or node.domain not in ("", MICROSOFT):
+            continue
+        new = ir.node("FastGelu", node.inputs[:1], domain=MICROSOFT, name=node.name)
+        _take_place(model.graph, node, new)
+        found += 1
+    return _declare(model, found)
+
+
+def fuse_bias_gelu(model: ir.Model) -> int:
+    """Add(x, bias) → Gelu becomes BiasGelu."""
+    return _applied(model, bias_gelu.fuse_bias_gelu)
+
+
+def fuse_skip_layer_norm(model: ir.Model) -> int:
+    """LayerNormalization(Add(x, skip)) → SkipLayerNormalization: x and skip of one shape, a residual stream.
+
+    Shapes are not in the file: both terms must come from a node that keeps `[B,S,H]`, none may be stored.
+    """
+    found = 0
+    for node in list(model.graph):
+        if node.op_type != "LayerNormalization" or node.domain != "" or len(node.inputs) < 3:
+            continue
+        add = producer(node.inputs[0], "Add")
+        if add is None or not all(_streams(value) for value in add.inputs) or _axis(node) != -1:
+            continue
+        _skip(model.graph, node, add)
+        found += 1
+    return _declare(model, found)
+
+
+def _skip(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
+    epsilon = norm.attributes.get("epsilon")
+    attributes = {"epsilon": epsilon.as_float() if epsilon is not None else 1e-5}
+    total = add.outputs[0]
+    shared = len({use.node for use in total.uses()}) > 1
+    inputs = [*add.inputs, *norm.inputs[1:3]]
+    outputs = 4 if shared else 1
+    new = ir.node("SkipLayerNormalization", inputs, attributes, domain=MICROSOFT, num_outputs=outputs, name=norm.name)
+    if shared:
+        new.outputs[1].name = new.outputs[2].name = ""
+        new.outputs[3].name = f"{total.name}/sum"
+    _take_place(graph, norm, new)
+    if shared:
+        total.replace_all_uses_with(new.outputs[3])
+    graph.remove(add, safe=True)
+
+
+def _streams(value: ir.Value | None) -> bool:
+    """Whether a value is a residual stream: made by a linear, a norm, an attention or another sum of them."""
+    if value is None or value.producer() is None or value.is_graph_output():
+        return False
+    kinds = {"LayerNormalization", "SkipLayerNormalization", "MatMul", "Attention", "MultiHeadAttention"}
+    node = value.producer()
+    if node is not None and node.op_type == "Add":
+        return any(_streams(each) for each in node.inputs)
+    return node is not None and node.op_type in kinds
+
+
+def _axis(node: ir.Node) -> int:
+    axis = node.attributes.get("axis")
+    return axis.as_int() if axis is not None else -1
+
+
+def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    """Put `new` where `old` is; its first output takes the name and the users of the old one."""
+    graph.insert_before(old, new)
+    source, target = old.outputs[0], new.outputs[0]
+    name, target.dtype, target.shape = source.name, source.dtype, source.shape
+    source.replace_all_uses_with(target, replace_graph_outputs=True)
+    source.name, target.name = f"{name}/replaced", name
+    graph.remove(old, safe=True)
+
+
+def _applied(model: ir.Model, rules: Callable[[ir.Model], int]) -> int:
+    return _declare(model, int(rules(model)))
+
+
+def _declare(model: ir.Model, found: int) -> int:
+    if found:
+        model.opset_imports.setdefault(MICROSOFT, 1)
+    return found
+
+
+FAST_GELU = Fusion(name="fast-gelu", apply=approximate_gelu, summary="Gelu → FastGelu, an approximation (-O3)")
+GELU = Fusion(name="gelu", apply=fuse_gelu, summary="GELU in a foreign graph → com.microsoft.Gelu, FastGelu")
+BIAS_GELU = Fusion(name="bias-gelu", apply=fuse_bias_gelu, summary="Add and Gelu → com.microsoft.BiasGelu")
+SKIP_LAYER_NORM = Fusion(
+    name="skip-layer-norm",
+    apply=fuse_skip_layer_norm,
+    summary="Add and LayerNormalization → com.microsoft.SkipLayerNormalization",
+)

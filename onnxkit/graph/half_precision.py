@@ -1,0 +1,269 @@
+"""Float16 weights and arithmetic, with float32 where float16 does not hold what is computed.
+
+Inputs and outputs of the graph stay as they are: a Cast stands at the boundary. Kept in float32 are
+operators whose sums or powers leave float16's range (`DELICATE`), those that no kernel takes in float16,
+those with a stored value that float16 cannot hold, and whatever the caller names. Weights are converted
+one at a time while they are written out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxkit.graph.dtypes import infer_dtypes
+from onnxkit.graph.edit import SMALL
+from onnxkit.graph.lowering import MICROSOFT
+from onnxkit.graph.portable import lowest
+
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_LARGEST = float(np.finfo(np.float16).max)
+_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+# A constant at least this large stands for "masked", not for a number.
+_INFINITE = 1e30
+_PARTS = 16
+
+DELICATE = frozenset(
+    {
+        "CumSum", "Cos", "Exp", "Log", "LogSumExp", "LpNormalization", "Pow", "Range", "Reciprocal", "ReduceL1",
+        "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize", "Sin",
+        "Softplus", "Sqrt", "TopK", "NonMaxSuppression", "RandomNormal", "RandomUniform", "EyeLike",
+    }
+)  # fmt: skip
+"""Standard operators that stay in float32."""
+
+FUSED = frozenset(
+    {
+        "Attention", "BiasGelu", "FastGelu", "FusedMatMul", "Gelu", "MultiHeadAttention", "QuickGelu",
+        "RotaryEmbedding", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    }
+)  # fmt: skip
+"""ONNX Runtime's own operators that have float16 kernels, or are run between casts where they have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfResult:
+    """What a conversion did.
+
+    Attributes:
+        converted: number of nodes that compute in float16.
+        kept: names of nodes that stay float32 although their operator takes float16.
+    """
+
+    converted: int
+    kept: tuple[str, ...]
+
+
+def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> HalfResult:
+    """Convert a float32 graph in place. Nodes of subgraphs stay float32.
+
+    Args:
+        model: the graph; dtypes of its values are derived.
+        keep: names of nodes that stay float32.
+    """
+    infer_dtypes(model)
+    able = [node for node in model.graph if _takes_half(node, model.opset_imports)]
+    chosen = [node for node in able if node.name not in keep and _fits(node)]
+    _Conversion(model.graph, set(chosen)).run()
+    kept = {str(node.name) for node in able} - {str(node.name) for node in chosen}
+    return HalfResult(converted=len(chosen), kept=tuple(sorted(kept)))
+
+
+def stages(model: ir.Model) -> list[list[str]]:
+    """Cut the graph into pieces that can be kept in float32: its layers, else equal parts; in order."""
+    found: list[tuple[str, list[str]]] = []
+    for node in model.graph:
+        match = re.match(r".*?\d+(?=[./]|$)", str(node.name))
+        layer = match.group() if match else (found[-1][0] if found else "")
+        if not found or found[-1][0] != layer:
+            found.append((layer, []))
+        found[-1][1].append(str(node.name))
+    if 1 < len(found) <= 8 * _PARTS:
+        return [names for _, names in found]
+    names = [name for _, group in found for name in group]
+    step = max(1, -(-len(names) // _PARTS))
+    return [names[start : start + step] for start in range(0, len(names), step)]
+
+
+def search_kept(
+    parts: Sequence[Sequence[str]], passes: Callable[[Collection[str]], bool]
+) -> tuple[str, ...] | None:
+    """Find few neighbouring parts that must stay float32; None when all of them do not suffice.
+
+    Keeping more never hurts, so the end of the window is bisected first, then its start.
+
+    Args:
+        parts: names of nodes, as `stages` returns them.
+        passes: converts with these names kept, and says whether the result is good enough.
+    """
+
+    def names(start: int, end: int) -> tuple[str, ...]:
+        return tuple(name for part in parts[start:end] for name in part)
+
+    if passes(()):
+        return ()
+    if not passes(names(0, len(parts))):
+        return None
+    low, end = 0, len(parts)  # [0, end) passes, [0, low) does not
+    while end - low > 1:
+        middle = (low + end) // 2
+        low, end = (low, middle) if passes(names(0, middle)) else (middle, end)
+    start, high = 0, end  # [start, end) passes, [high, end) does not
+    while high - start > 1:
+        middle = (start + high) // 2
+        start, high = (middle, high) if passes(names(middle, end)) else (start, middle)
+    return names(start, end)
+
+
+def _takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
+    """Whether a node computes on float32 values, and could on float16 ones."""
+    floats = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype == _FLOAT]
+    kinds = {attribute.type for attribute in node.attributes.values()}
+    if not floats or kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
+        return False
+    if node.domain == MICROSOFT or node.op_type == "SimplifiedLayerNormalization":
+        return node.op_type in FUSED or node.op_type == "SimplifiedLayerNormalization"
+    if node.domain != "" or node.op_type in DELICATE:
+        return False
+    return _schema_takes_half(node, opsets)
+
+
+def _schema_takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get("", 1), "")
+    except onnx.defs.SchemaError:
+        return False
+    allowed = {entry.type_param_str: set(entry.allowed_type_strs) for entry in schema.type_constraints}
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for position, value in enumerate(values):
+            kind = formals[min(position, len(formals) - 1)].type_str
+            if value is not None and value.dtype == _FLOAT and "tensor(float16)" not in allowed.get(kind, {kind}):
+                return False
+    return True
+
+
+def _fits(node: ir.Node) -> bool:
+    """Whether float16 holds the stored values that a node reads."""
+    return all(
+        value is None or value.dtype != _FLOAT or not value.is_initializer() or _holds(value.const_value)
+        for value in node.inputs
+    )
+
+
+def _holds(tensor: ir.TensorProtocol | None) -> bool:
+    if tensor is None or tensor.size == 0:
+        return True
+    sizes = np.abs(tensor.numpy())
+    sizes = sizes[sizes < _INFINITE] if tensor.size <= SMALL else sizes
+    if not sizes.size:
+        return True
+    if tensor.size == 1 and 0 < float(sizes.flat[0]) < _SMALLEST:
+        return False  # an epsilon that would become 0
+    return float(sizes.max()) <= _LARGEST
+
+
+def _as_half(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return the tensor in float16; what stands for "masked" becomes a value that sums do not overflow."""
+
+    def convert() -> ir.TensorProtocol:
+        limit = abs(lowest(_HALF))
+        array = tensor.numpy()
+        array = np.where(np.abs(array) >= _INFINITE, np.sign(array) * limit, array)
+        return ir.tensor(array.astype(np.float16), name=tensor.name)
+
+    return ir.LazyTensor(convert, dtype=_HALF, shape=ir.Shape(list(tensor.shape)), name=tensor.name)
+
+
+class _Conversion:
+    """Rewires one graph: chosen nodes read and make float16, casts stand where the two worlds meet."""
+
+    def __init__(self, graph: ir.Graph, chosen: set[ir.Node]) -> None:
+        self.graph, self.chosen = graph, chosen
+        self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def run(self) -> None:
+        made = [value for node in self.chosen for value in node.outputs if value.dtype == _FLOAT]
+        for node in list(self.graph):
+            if node in self.chosen:
+                self._feed(node)
+        for node in self.chosen:
+            _convert_attributes(node)
+        for value in made:
+            value.dtype = _HALF
+        for value in made:
+            self._hand_out(value)
+
+    def _feed(self, node: ir.Node) -> None:
+        for position, value in enumerate(node.inputs):
+            if value is None or value.dtype != _FLOAT or value.producer() in self.chosen:
+                continue
+            stored = value.is_initializer() and not value.is_graph_input()
+            half = self._stored(value) if stored else self._cast(value, _HALF)
+            node.replace_input_with(position, half)
+
+    def _stored(self, value: ir.Value) -> ir.Value:
+        """A weight in float16; nodes that stay float32 keep reading the original."""
+        key = (value, _HALF)
+        if key not in self.casts and value.const_value is not None:
+            tensor = _as_half(value.const_value)
+            others = [use.node for use in value.uses() if use.node not in self.chosen]
+            if others or value.is_graph_output():
+                half = ir.Value(name=f"{value.name}/float16", shape=value.shape, const_value=tensor)
+                half.dtype = _HALF
+                self.graph.register_initializer(half)
+            else:
+                half = value
+                value.const_value, value.dtype = tensor, _HALF
+            self.casts[key] = half
+        return self.casts[key]
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`value` in another dtype: one Cast for all, where the value is made."""
+        key = (value, dtype)
+        if key not in self.casts:
+            name = f"{value.name}/{dtype.name.lower()}"
+            node = ir.node("Cast", [value], {"to": int(dtype)}, name=name)
+            node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, dtype, value.shape
+            producer = value.producer()
+            if producer is None:
+                self.graph.insert_before(self.graph[0], node)
+            else:
+                self.graph.insert_after(producer, node)
+            self.casts[key] = node.outputs[0]
+        return self.casts[key]
+
+    def _hand_out(self, value: ir.Value) -> None:
+        """Give float32 to nodes that stay so, those in subgraphs included, and to the graph's outputs."""
+        for use in [use for use in value.uses() if use.node not in self.chosen and not _is_cast_of(use.node)]:
+            use.node.replace_input_with(use.idx, self._cast(value, _FLOAT))
+        if value.is_graph_output():
+            wide, name = self._cast(value, _FLOAT), value.name
+            for position, output in enumerate(self.graph.outputs):
+                if output is value:
+                    self.graph.outputs[position] = wide
+            value.name, wide.name = f"{name}/float16", name
+
+
+def _is_cast_of(node: ir.Node) -> bool:
+    """A Cast takes any dtype: it needs none before it."""
+    return node.op_type == "Cast" and node.domain == ""
+
+
+def _convert_attributes(node: ir.Node) -> None:
+    """Casts to float32 become casts to float16; float32 tensors in attributes are converted."""
+    if node.op_type == "Cast" and node.attributes["to"].as_int() == _FLOAT:
+        node.attributes["to"] = ir.AttrInt64("to", int(_HALF))
+    for name, attribute in _tensor_attributes(node):
+        node.attributes[name] = ir.AttrTensor(name, _as_half(attribute.as_tensor()))
+
+
+def _tensor_attributes(node: ir.Node) -> Iterable[tuple[str, Any]]:
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == _FLOAT:
+            yield name, attribute

@@ -1,0 +1,36 @@
+"""Clean-up passes, one a file, and the order in which an export runs them."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxkit.graph.passes.fold_constants import FoldConstants
+from onnxkit.graph.passes.no_ops import DropNoOps
+from onnxkit.graph.passes.reshape_targets import StaticReshapeTargets
+from onnxkit.graph.passes.tied_projections import TiedProjections
+from onnxkit.graph.passes.weight_transposes import FoldWeightTransposes
+
+__all__ = [
+    "DropNoOps",
+    "FoldConstants",
+    "FoldWeightTransposes",
+    "StaticReshapeTargets",
+    "TiedProjections",
+    "clean_up",
+]
+
+
+def clean_up(model: ir.Model) -> None:
+    """Simplify a freshly converted model in place; its weights must be attached."""
+    passes = ir.passes.Sequential(
+        FoldConstants(),
+        DropNoOps(),
+        StaticReshapeTargets(),
+        common.RemoveUnusedNodesPass(),
+        common.CommonSubexpressionEliminationPass(),
+        FoldWeightTransposes(),
+        TiedProjections(),
+        common.RemoveUnusedNodesPass(),
+    )
+    passes(model)

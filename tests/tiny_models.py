@@ -1,0 +1,263 @@
+"""Tiny random checkpoints, one per architecture, written to disk as `save_pretrained` would.
+
+Tests and the generator of docs/models.md share this list. Nothing is imported before a checkpoint
+is asked for: torch and transformers cost seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["text", "image", "audio"]
+
+_SIZE = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 3}
+_TEXT = {**_SIZE, "vocab_size": 128, "max_position_embeddings": 64}
+_IMAGE = {**_SIZE, "image_size": 32, "patch_size": 8}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_WHISPER = {
+    "d_model": 32, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128,
+    "num_mel_bins": 16, "max_source_positions": 50, "max_target_positions": 16,
+    "decoder_start_token_id": 3, **_ENDS,
+}  # fmt: skip
+_WAV2VEC2 = {
+    **_SIZE, "vocab_size": 128, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
+    "feat_extract_norm": "layer",
+}  # fmt: skip
+_DEBERTA = {
+    **_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
+}  # fmt: skip
+_MODERNBERT = {
+    **_TEXT, "local_attention": 6, "global_attn_every_n_layers": 2, **_ENDS, "cls_token_id": 1,
+    "sep_token_id": 2,
+}  # fmt: skip
+_SWIN = {
+    "image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
+    "window_size": 4,
+}  # fmt: skip
+_LABELS = {"id2label": {0: "low", 1: "middle", 2: "high"}, "label2id": {"low": 0, "middle": 1, "high": 2}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel:
+    """One architecture: how to build it, what it is for, and the level that its export reaches at least."""
+
+    name: str
+    kind: Kind
+    task: str
+    model_class: str
+    config_class: str
+    level: Literal["L1", "L2", "L3"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _text(name: str, stem: str, settings: Mapping[str, Any] = _TEXT, **other: Any) -> TinyModel:
+    values = {
+        "name": name, "kind": "text", "task": "feature-extraction", "level": "L1",
+        "model_class": f"{stem}Model", "config_class": f"{stem}Config", "settings": settings, **other,
+    }  # fmt: skip
+    return TinyModel(**values)
+
+
+def _image(name: str, stem: str, settings: Mapping[str, Any] = _IMAGE, **other: Any) -> TinyModel:
+    return _text(name, stem, settings, **{"kind": "image", "task": "image-feature-extraction", **other})
+
+
+def _head(name: str, task: str, model_class: str, **settings: Any) -> TinyModel:
+    return _text(name, "Bert", {**_TEXT, **settings}, task=task, model_class=model_class)
+
+
+_DISTILBERT = {
+    "dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 64, "vocab_size": 128,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+TINY_MODELS: tuple[TinyModel, ...] = (
+    _text("bert", "Bert"),
+    _text("roberta", "Roberta", {**_TEXT, "pad_token_id": 1, "type_vocab_size": 1}),
+    _text("xlm-roberta", "XLMRoberta", {**_TEXT, "pad_token_id": 1, "type_vocab_size": 1}),
+    _text("distilbert", "DistilBert", _DISTILBERT),
+    _text("albert", "Albert", {**_TEXT, "embedding_size": 16}),
+    _text("electra", "Electra", {**_TEXT, "embedding_size": 16}),
+    _text("mpnet", "MPNet", {**_TEXT, "pad_token_id": 1}),
+    _text("modernbert", "ModernBert", _MODERNBERT),
+    _text("nomic_bert", "NomicBert", {**_TEXT, "pad_token_id": 0}),
+    _text("deberta-v2", "DebertaV2", _DEBERTA, level="L3"),
+    _text("clip-text", "CLIPText", {**_TEXT, "hidden_act": "quick_gelu", **_ENDS}),
+    _text("siglip-text", "SiglipText", {**_TEXT, "max_position_embeddings": 16, **_ENDS}),
+    _image("clip-vision", "CLIPVision", {**_IMAGE, "hidden_act": "quick_gelu"}),
+    _image("siglip-vision", "SiglipVision", level="L2"),
+    _image("vit", "ViT"),
+    _image("deit", "DeiT"),
+    _image("dinov2", "Dinov2"),
+    _image("beit", "Beit", {**_IMAGE, "use_relative_position_bias": True}, level="L3"),
+    _image("swin", "Swin", _SWIN, level="L3"),
+    _image(
+        "convnext",
+        "ConvNext",
+        {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [2, 2], "image_size": 32},
+    ),
+    _image(
+        "resnet",
+        "ResNet",
+        {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
+        level="L2",
+    ),
+    _text("whisper", "Whisper", _WHISPER, kind="audio"),
+    _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio", level="L2"),
+    _head("bert-classifier", "text-classification", "BertForSequenceClassification", **_LABELS),
+    _head("bert-tagger", "token-classification", "BertForTokenClassification", **_LABELS),
+    _head("bert-reader", "question-answering", "BertForQuestionAnswering"),
+    _head("bert-mlm", "fill-mask", "BertForMaskedLM"),
+    _image(
+        "vit-classifier",
+        "ViT",
+        {**_IMAGE, **_LABELS},
+        task="image-classification",
+        model_class="ViTForImageClassification",
+    ),
+)
+BY_NAME: dict[str, TinyModel] = {model.name: model for model in TINY_MODELS}
+
+
+def save_tiny(name: str, directory: Path, *, seed: int = 0) -> Path:
+    """Write the checkpoint `name` (config, safetensors, tokenizer or processor) and return `directory`.
+
+    Biases and norm weights are perturbed, since their initial zeros and ones would hide mistakes.
+    """
+    import torch
+    import transformers
+
+    tiny = BY_NAME[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, tiny.config_class)(**tiny.settings)
+    model = getattr(transformers, tiny.model_class)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim <= 1 or not parameter.any():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    _PROCESSORS[tiny.kind](directory, tiny)
+    return directory
+
+
+def save_tiny_sentence_model(
+    directory: Path, *, pooling: str = "mean", normalize: bool = True, dense: int | None = None, seed: int = 0
+) -> Path:
+    """Write a sentence-transformers directory around the tiny BERT.
+
+    Args:
+        pooling: a name of sentence-transformers' `pooling_mode`: mean, cls, max, mean_sqrt_len_tokens,
+            weightedmean, lasttoken.
+        dense: width of a Dense module (tanh) after the pooling, if any.
+    """
+    save_tiny("bert", directory, seed=seed)
+    kinds = ["Transformer", "Pooling"] + ["Dense"] * bool(dense) + ["Normalize"] * normalize
+    modules = []
+    for index, kind in enumerate(kinds):
+        path = "" if index == 0 else f"{index}_{kind}"
+        modules.append(
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        )
+        (directory / path).mkdir(exist_ok=True)
+    flag = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}.get(pooling, pooling)
+    _write_json(
+        directory / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": 32, f"pooling_mode_{flag}": True},
+    )
+    _write_json(directory / "modules.json", modules)
+    if dense:
+        _save_dense(directory / "2_Dense", dense, seed)
+    return directory
+
+
+def _save_dense(directory: Path, width: int, seed: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        "linear.weight": torch.randn(width, 32, generator=generator) * 0.2,
+        "linear.bias": torch.randn(width, generator=generator) * 0.1,
+    }
+    save_file(weights, directory / "model.safetensors")
+    settings = {
+        "in_features": 32,
+        "out_features": width,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    _write_json(directory / "config.json", settings)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _save_tokenizer(directory: Path, tiny: TinyModel) -> None:
+    """A WordPiece tokenizer over letters and digits; [PAD] stands at the config's `pad_token_id`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words.insert(int(tiny.settings.get("pad_token_id", 0)), "[PAD]")
+    words += [*pieces, *(f"##{piece}" for piece in pieces)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=int(tiny.settings["max_position_embeddings"]) - 2,
+    )
+    fast.save_pretrained(directory)
+
+
+def _save_image_processor(directory: Path, tiny: TinyModel) -> None:
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": 32, "width": 32},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    _write_json(directory / "preprocessor_config.json", settings)
+
+
+def _save_feature_extractor(directory: Path, tiny: TinyModel) -> None:
+    whisper = tiny.name == "whisper"
+    settings = {
+        "feature_extractor_type": f"{'Whisper' if whisper else 'Wav2Vec2'}FeatureExtractor",
+        "feature_size": 16 if whisper else 1,
+        "sampling_rate": 16000,
+        "return_attention_mask": not whisper,
+    }
+    _write_json(directory / "preprocessor_config.json", settings)
+
+
+_PROCESSORS: Mapping[Kind, Callable[[Path, TinyModel], None]] = {
+    "text": _save_tokenizer,
+    "image": _save_image_processor,
+    "audio": _save_feature_extractor,
+}
