@@ -1,0 +1,62 @@
+"""What each execution provider gets, and the names that `--disable-fusion` takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnxkit.errors import UsageError
+from onnxkit.graph import fusions, ort_cpu, ort_cuda
+from onnxkit.graph.fusions import Fusion
+from onnxkit.graph.lowering import Lowering
+from onnxkit.runtime import provider_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How graphs are written for one provider.
+
+    Attributes:
+        lowerings: of regions, preferred ones first.
+        foreign: fusions by pattern that only foreign graphs need.
+        neighbours: fusions of an operator with those around it.
+        approximations: fusions that compute another function.
+    """
+
+    lowerings: tuple[Lowering, ...]
+    foreign: tuple[Fusion, ...] = (fusions.GELU,)
+    neighbours: tuple[Fusion, ...] = ()
+    approximations: tuple[Fusion, ...] = (fusions.FAST_GELU,)
+
+    def names(self) -> tuple[str, ...]:
+        """Return every name that can be disabled, in the order of the tables."""
+        rows = (*self.lowerings, *self.foreign, *self.neighbours, *self.approximations)
+        return tuple(dict.fromkeys(row.name for row in rows))
+
+
+DIALECTS: dict[str, Dialect] = {
+    # SkipLayerNormalization stays out on the CPU: its kernel costs five times what it replaces.
+    "CPUExecutionProvider": Dialect(lowerings=ort_cpu.LOWERINGS),
+    "CUDAExecutionProvider": Dialect(
+        lowerings=ort_cuda.LOWERINGS, neighbours=(fusions.BIAS_GELU, fusions.SKIP_LAYER_NORM)
+    ),
+}
+
+
+def dialect_of(ep: str) -> Dialect:
+    """Return the dialect of a provider, named in short or in full; UsageError when there is none."""
+    name = provider_name(ep)
+    if name not in DIALECTS:
+        raise UsageError(f"optimize writes graphs for cpu and cuda, not for {name}")
+    return DIALECTS[name]
+
+
+def check_fusions(names: Iterable[str], dialect: Dialect) -> None:
+    """Raise UsageError, with the nearest names, for a fusion that the dialect does not have."""
+    known = dialect.names()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+            raise UsageError(f"--disable-fusion {name!r}: no such fusion; {hint}")

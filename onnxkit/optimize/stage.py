@@ -1,0 +1,227 @@
+"""The stage: one model directory in, the same model in a provider's own operators out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxkit.artifact import (
+    Invocation,
+    ModelDir,
+    Verification,
+    check_apart,
+    check_target,
+    copy_companions,
+    publish,
+    seal,
+)
+from onnxkit.graph.files import load_model
+from onnxkit.graph.statistics import count_fused, count_nodes
+from onnxkit.measure.cases import random_cases
+from onnxkit.optimize import gate
+from onnxkit.optimize.attempts import Attempt, Graph, settle
+from onnxkit.optimize.dialects import Dialect, check_fusions, dialect_of
+from onnxkit.optimize.levels import Level, level_of
+from onnxkit.optimize.options import OptimizeOptions
+from onnxkit.optimize.report import ComponentChange, OptimizeReport, SpeedRatio
+from onnxkit.optimize.rewrite import Rewritten
+from onnxkit.progress import Progress
+from onnxkit.runtime import RuntimeOptions, Session, open_session, provider_name
+
+_HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What one call works on."""
+
+    model: ModelDir
+    level: Level
+    dialect: Dialect
+    options: OptimizeOptions
+    progress: Progress
+
+
+def optimize_model(
+    source: str | Path,
+    out: str | Path,
+    options: OptimizeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    invocation: Invocation | None = None,
+) -> OptimizeReport:
+    """Optimize a model directory and publish the result in `out`.
+
+    Args:
+        source: a model directory (ours or another tool's) or an `.onnx` file.
+        out: the new directory.
+        options: what to do; the defaults of `OptimizeOptions`.
+        progress: is told what happens.
+        invocation: how the command was called, for the history.
+
+    Raises:
+        UsageError: an unknown level, provider or fusion; `out` exists.
+        InputError: the model cannot be read, or ONNX Runtime refuses it.
+        GateFailed: the result differs from its input by more than the tolerance, also without any fusion.
+        ResourceError: disk or memory.
+    """
+    started = time.perf_counter()
+    options, progress = options or OptimizeOptions(), progress or Progress()
+    level, dialect = level_of(options.level), dialect_of(options.ep)
+    check_fusions(options.disable_fusions, dialect)
+    check_apart(source, out)
+    check_target(out, overwrite=options.overwrite)
+    model = ModelDir.open(Path(source), task=options.task)
+    job = _Job(model=model, level=level, dialect=dialect, options=options, progress=progress)
+    progress.note(f"-O{level.number} for {provider_name(options.ep)}: {level.summary}")
+    with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes) as staging:
+        copy_companions(model, staging)
+        files = _file_names(model)
+        changes = [_component(job, name, staging / file) for name, file in files.items()]
+        report = _report(job, Path(source), Path(out), staging, changes, started)
+        invocation = invocation or Invocation(stage="optimize", options=dataclasses.asdict(options))
+        seal(
+            staging,
+            task=model.task,
+            components=files,
+            invocation=invocation,
+            parent=model,
+            verified=_verification(report),
+            measured=_measured(report),
+        )
+    return report
+
+
+def _file_names(model: ModelDir) -> dict[str, str]:
+    """One graph is called model.onnx; several keep their names."""
+    if len(model.components) == 1:
+        return {name: "model.onnx" for name in model.components}
+    return {name: Path(component.file).name for name, component in model.components.items()}
+
+
+def _component(job: _Job, name: str, target: Path) -> ComponentChange:
+    """Rewrite and check one graph."""
+    source = job.model.path / job.model.components[name].file
+    before = load_model(source)
+    cases = tuple(random_cases(job.model, seed=job.options.seed, component=name))
+    reference = open_session(source, RuntimeOptions(threads=job.options.threads))
+    for _, feeds in cases:  # what the input model itself cannot do is said before anything is blamed on us
+        reference.run(feeds)
+    graph = Graph(
+        source=source, target=target, level=job.level, dialect=job.dialect, ep=job.options.ep,
+        threads=job.options.threads, tolerance=_tolerance(before, job.level), reference=reference, cases=cases,
+        progress=job.progress,
+    )  # fmt: skip
+    attempt = settle(graph, job.options.disable_fusions) if job.level.clean else _copy(graph, job.model)
+    return _change(name, before, load_model(target), attempt, _speed(job, graph, attempt))
+
+
+def _tolerance(model: ir.Model, level: Level) -> str:
+    """A graph that computes in half precision already is judged as such."""
+    dtypes = {value.dtype for value in model.graph.initializers.values()}
+    found = [name for dtype, name in _HALF.items() if dtype in dtypes]
+    return found[-1] if found else level.tolerance
+
+
+def _copy(graph: Graph, model: ModelDir) -> Attempt:
+    """Copy the graph and its weights as they are, and check the copy."""
+    graph.target.parent.mkdir(exist_ok=True)
+    folder = graph.source.parent
+    for name in model.weight_files:
+        file = model.path / name
+        if file != graph.source and file.suffix != ".onnx" and file.is_relative_to(folder):
+            copied = graph.target.parent / file.relative_to(folder)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copied)
+    shutil.copyfile(graph.source, graph.target)
+    session = open_session(graph.target, RuntimeOptions(threads=graph.threads))
+    check = gate.check(graph.reference, session, graph.cases, graph.tolerance)
+    return Attempt(rewritten=Rewritten(), check=check, session=session)
+
+
+def _speed(job: _Job, graph: Graph, attempt: Attempt) -> SpeedRatio | None:
+    """Time the result; say so when it is slower than its input."""
+    if not job.options.measure or attempt.session is None:
+        return None
+    speed = gate.measure_speed(graph.reference, attempt.session, graph.cases)
+    if speed is not None and speed.slower:
+        job.progress.warn(
+            f"the result takes {speed.ratio:.2f} times as long as its input ({speed.case}, "
+            f"{speed.threads} threads, {speed.error:.2f} standard error)" + _advice(job.level)
+        )
+    return speed
+
+
+def _advice(level: Level) -> str:
+    if level.half:
+        return "; this CPU computes float16 in float32, with casts around: -O4 halves the file and is for GPUs"
+    return "; leave fusions out with --disable-fusion to find the one"
+
+
+def _change(
+    name: str, before: ir.Model, after: ir.Model, attempt: Attempt, speed: SpeedRatio | None
+) -> ComponentChange:
+    return ComponentChange(
+        name=name,
+        nodes_before=dict(count_nodes(before)),
+        nodes_after=dict(count_nodes(after)),
+        fused=dict(count_fused(after).most_common()),
+        lowered=dict(attempt.rewritten.lowered.most_common()),
+        kept=attempt.rewritten.kept,
+        dropped=tuple(attempt.dropped),
+        kept_float32=attempt.kept_float32,
+        recognized=attempt.rewritten.recognized,
+        check=attempt.check,
+        speed=speed,
+    )
+
+
+def _report(
+    job: _Job,
+    source: Path,
+    out: Path,
+    staging: Path,
+    changes: list[ComponentChange],
+    started: float,
+) -> OptimizeReport:
+    written = [file for file in staging.rglob("*") if file.suffix == ".onnx" or file.name.endswith(".data")]
+    return OptimizeReport(
+        source=str(source),
+        out=str(out),
+        task=job.model.task,
+        level=job.level.number,
+        provider=provider_name(job.options.ep),
+        components=tuple(changes),
+        size_before_bytes=job.model.size_bytes,
+        size_after_bytes=sum(file.stat().st_size for file in written),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _verification(report: OptimizeReport) -> Verification:
+    """The worst check of all graphs."""
+    worst = max((component.check for component in report.components), key=lambda check: check.worst)
+    return Verification(
+        passed=all(component.check.passed for component in report.components),
+        against="its input",
+        tolerance=worst.tolerance,
+        worst=worst.worst,
+        output=worst.output,
+        cases=worst.cases,
+    )
+
+
+def _measured(report: OptimizeReport) -> Mapping[str, Any]:
+    return {
+        "nodes": {c.name: sum(c.nodes_after.values()) for c in report.components},
+        "fused": {c.name: c.fused for c in report.components},
+        "speed": {c.name: c.speed for c in report.components},
+        "size_bytes": report.size_after_bytes,
+        "seconds": report.seconds,
+    }
