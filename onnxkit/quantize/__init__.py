@@ -1,0 +1,13 @@
+"""Post-training quantization of a model directory for ONNX Runtime.
+
+The data goes one way: options -> targets (which layers, and why) -> calibration (static schemes only) ->
+rewritten graph -> check -> comparison with the input model -> report.
+"""
+
+from __future__ import annotations
+
+from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.quantize.report import QuantizeReport
+from onnxkit.quantize.stage import quantize_model
+
+__all__ = ["QuantizeOptions", "QuantizeReport", "quantize_model"]

@@ -1,0 +1,192 @@
+"""What every quantizable operator answers: is this node one, and how is it written with integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypedDict
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxkit.errors import InputError
+from onnxkit.quantize.activations import Activations, QuantizedActivation
+from onnxkit.quantize.schemes import WeightGrids
+from onnxkit.quantize.weights import Grid, WeightStore
+
+CONTRIB = "com.microsoft"
+
+
+class Placement(TypedDict):
+    """How a weight is quantized: the arguments of `WeightStore`."""
+
+    axis: int
+    grid: Grid
+    layer: str
+
+
+Kind = Literal["linear", "embedding", "conv"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A node of a quantizable operator that must stay float, and why."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A node that can be computed with integers.
+
+    Attributes:
+        node: of the float graph.
+        kind: policies are about kinds, not operators.
+        weight: the float initializer that becomes int8.
+        channel_axis: the axis of `weight` that has one scale an entry.
+        activation: the value whose range is needed (None: the operator only looks values up).
+        result: a further value whose range a static scheme needs (None: its output stays float).
+        operator: the row of the table that rewrites it.
+        tied: a lookup and a product share the weight: one copy of its codes serves both.
+    """
+
+    node: ir.Node
+    kind: Kind
+    weight: ir.Value
+    channel_axis: int
+    activation: ir.Value | None
+    result: ir.Value | None = None
+    operator: Operator
+    tied: bool = False
+
+    @property
+    def name(self) -> str:
+        """The node's name: a module path in our own exports."""
+        return str(self.node.name)
+
+    @property
+    def channels(self) -> int:
+        """Number of scales of the weight."""
+        return dims(self.weight)[self.channel_axis]
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of the weight."""
+        return math.prod(dims(self.weight))
+
+
+@dataclasses.dataclass(kw_only=True)
+class Rewriting:
+    """What an operator needs to write its integer form into a graph."""
+
+    graph: ir.Graph
+    weights: WeightStore
+    activations: Activations
+    grids: WeightGrids
+
+    def input_of(self, target: Target) -> QuantizedActivation:
+        """The target's input as u8 codes, made before its node or by an earlier reader."""
+        value = target.node.inputs[0]  # not `target.activation`: an earlier rewriting may have replaced it
+        if value is None:
+            raise InputError(f"layer '{target.name}' reads no activation")
+        return self.activations.quantized(value, before=target.node, layer=target.name, graph=self.graph)
+
+    def insert(self, before: ir.Node, nodes: Iterable[ir.Node]) -> None:
+        """Put nodes in front of `before`, with the file's opset imports kept complete."""
+        made = list(nodes)
+        self.graph.insert_before(before, made)
+        for node in made:
+            if node.domain == CONTRIB:
+                self.graph.opset_imports.setdefault(CONTRIB, 1)
+
+    def replace(self, old: ir.Node, result: ir.Value, nodes: list[ir.Node], new: ir.Value) -> None:
+        """Insert `nodes` before `old`, let everyone who read `result` read `new` under `result`'s name.
+
+        `old` and the nodes between it and `result` lose their use and are removed.
+        """
+        self.insert(old, nodes)
+        name, kind, shape = result.name, result.type, result.shape
+        producer = result.producer()
+        result.replace_all_uses_with(new, replace_graph_outputs=True)
+        result.name = f"{name}.float"
+        new.name, new.type, new.shape = name, kind, shape
+        if producer is not None and producer is not old:
+            self.graph.remove(producer, safe=True)
+        self.graph.remove(old, safe=True)
+
+
+class Operator(ABC):
+    """One quantizable operator. Stateless."""
+
+    op_type: ClassVar[str]
+    domain: ClassVar[str] = ""
+    default_for: ClassVar[frozenset[str]] = frozenset({"dynamic", "static"})
+
+    @abstractmethod
+    def recognize(self, node: ir.Node) -> Target | Refusal | None:
+        """Say what the node is; None when it has no weight in the sense of this operator at all."""
+
+    @abstractmethod
+    def rewrite(self, target: Target, context: Rewriting) -> None:
+        """Replace the target's node by its integer form. Weight errors are InputError."""
+
+
+def node(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    name: str,
+    *,
+    domain: str = "",
+    attributes: Mapping[str, Any] | None = None,
+    outputs: int = 1,
+) -> ir.Node:
+    """Make a node whose outputs are named after it."""
+    made = ir.node(op_type, inputs, attributes or {}, domain=domain, num_outputs=outputs, name=name)
+    for index, value in enumerate(made.outputs):
+        value.name = f"{name}:{index}" if outputs > 1 else f"{name}:out"
+    return made
+
+
+def dims(value: ir.Value) -> tuple[int, ...]:
+    """Shape of an initializer; empty for anything else."""
+    return () if value.const_value is None else tuple(int(d) for d in value.const_value.shape.numpy())
+
+
+def array(value: ir.Value) -> np.ndarray[Any, Any]:
+    """The contents of an initializer."""
+    if value.const_value is None:
+        raise InputError(f"'{value.name}' has no value in the file")
+    return value.const_value.numpy()
+
+
+def float_initializer(value: ir.Value | None, rank: int | None = None) -> bool:
+    """Whether the value is a float32 initializer (of that rank) and no graph input overrides it."""
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+        return False
+    tensor = value.const_value
+    return tensor.dtype == ir.DataType.FLOAT and (rank is None or len(tensor.shape) == rank)
+
+
+def attribute(item: ir.Node, name: str, default: Any) -> Any:
+    """Value of an attribute, or its default."""
+    found = item.attributes.get(name)
+    return default if found is None else found.value
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, when there is one and the value is no graph output."""
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def int8_zero(context: Rewriting, channels: int) -> ir.Value:
+    """An int8 vector of zeros: the zero points of symmetric weights."""
+    return context.weights.constant(f"onnxkit.zero_point.{channels}", np.zeros(channels, dtype=np.int8))
+
+
+def is_tied(weight: ir.Value) -> bool:
+    """Whether both a lookup and a matrix product read the weight (a tied output head)."""
+    readers = {use.node.op_type for use in weight.uses()}
+    return "Gather" in readers and bool(readers & {"Gemm", "FusedMatMul", "Transpose"})

@@ -1,0 +1,217 @@
+"""Which nodes are quantized, and why the others are not.
+
+Order of decisions: the operator's own limits, the user's patterns and operator types, then policies that
+keep what is sensitive and too small to gain (see `_policy`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from onnxkit.errors import InputError, UsageError
+from onnxkit.quantize.operators import OPERATORS, Refusal, Target
+from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.quantize.report import KeptLayer
+from onnxkit.quantize.schemes import Scheme
+
+SMALL_PRODUCT = 1024  # weights; below it the conversion costs more than the product
+SMALL_TABLE = 16384  # elements
+SMALL_HEAD = 0.05  # of the model's quantizable weights
+_TRANSPARENT = {"Add", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Softmax", "Sigmoid", "Tanh"}
+
+_INTEGER_OPS = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
+    "QLinearMatMul", "QLinearConv", "QLinearAdd", "QGemm", "QAttention", "QMoE", "QEmbedLayerNormalization",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulBnb4",
+    "GatherBlockQuantized",
+}  # fmt: skip
+_HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The decision on every node of a quantizable operator, in graph order."""
+
+    targets: tuple[Target, ...]
+    kept: tuple[KeptLayer, ...]
+
+
+def refuse_unsuitable(model: ir.Model, where: str) -> None:
+    """Raise InputError for a model that is already quantized or of half precision."""
+    for node in model.graph.all_nodes():
+        if node.op_type in _INTEGER_OPS:
+            raise InputError(
+                f"{where} is already quantized (node '{node.name}' is {node.op_type}): "
+                "quantize the float model that it was made from"
+            )
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in _HALF and len(tensor.shape) >= 2:
+            raise InputError(
+                f"{where} is already half precision (weight '{value.name}' is {_HALF[tensor.dtype]}): "
+                "quantize the fp32 model, for instance the output of 'optimize -O3'"
+            )
+
+
+def select(model: ir.Model, scheme: Scheme, options: QuantizeOptions) -> Selection:
+    """Decide on each node.
+
+    Raises:
+        UsageError: a pattern or an operator type that matches nothing; names the nearest.
+        InputError: nothing is left to quantize.
+    """
+    nodes = list(model.graph)
+    include = _compiled(options.include, nodes, "--include")
+    exclude = _compiled(options.exclude, nodes, "--exclude")
+    types = _op_types(options.op_types, scheme)
+    candidates: list[Target] = []
+    kept: list[KeptLayer] = []
+    for node in nodes:
+        operator = OPERATORS.get((node.domain, node.op_type))
+        found = operator.recognize(node) if operator is not None else None
+        if found is None:
+            continue
+        reason = found.reason if isinstance(found, Refusal) else _by_user(node, types, include, exclude)
+        if reason is None and isinstance(found, Target):
+            candidates.append(found)
+        else:
+            kept.append(_keep(node, str(reason)))
+    explicit = bool(options.include)
+    targets, by_policy = _apply_policies(candidates, explicit=explicit, asked=set(options.op_types))
+    if not targets:
+        raise InputError(_nothing([*kept, *by_policy]))
+    order = {node: index for index, node in enumerate(nodes)}
+    names = {str(node.name): index for node, index in order.items()}
+    everything = sorted([*kept, *by_policy], key=lambda layer: names[layer.name])
+    return Selection(targets=tuple(targets), kept=tuple(everything))
+
+
+def _by_user(
+    node: ir.Node,
+    types: frozenset[str],
+    include: Sequence[re.Pattern[str]],
+    exclude: Sequence[re.Pattern[str]],
+) -> str | None:
+    name = str(node.name)
+    if node.op_type not in types:
+        return f"{node.op_type} is not among the operator types to quantize"
+    if any(pattern.search(name) for pattern in exclude):
+        return "excluded by pattern"
+    if include and not any(pattern.search(name) for pattern in include):
+        return "not included by pattern"
+    return None
+
+
+def _apply_policies(
+    candidates: Sequence[Target], *, explicit: bool, asked: set[str]
+) -> tuple[list[Target], list[KeptLayer]]:
+    """Split the candidates; an explicit --include switches the policies off."""
+    if explicit:
+        return list(candidates), []
+    total = sum({t.weight: t.parameters for t in candidates}.values())
+    targets: list[Target] = []
+    kept: list[KeptLayer] = []
+    for target in candidates:
+        reason = _policy(target, total, asked)
+        if reason is None:
+            targets.append(target)
+        else:
+            kept.append(_keep(target.node, reason))
+    return _with_tables_of(targets, kept)
+
+
+def _policy(target: Target, total: int, asked: set[str]) -> str | None:
+    """Why a layer that could be quantized should not be.
+
+    The first convolution sees the raw input (pixels, samples) and has few weights; a small output head
+    adds its error to the result undamped; small tables and products gain nothing.
+    """
+    activation = target.activation
+    if target.kind == "conv" and target.node.op_type not in asked:
+        if activation is not None and activation.is_graph_input():
+            return "first layer: it reads the model's input"
+    elif target.kind == "embedding":
+        if target.parameters < SMALL_TABLE:
+            return f"a table of fewer than {SMALL_TABLE} elements"
+    elif target.kind == "linear":
+        if target.parameters < SMALL_PRODUCT:
+            return f"fewer than {SMALL_PRODUCT} weights"
+        if target.parameters < SMALL_HEAD * total and _makes_output(target.node.outputs[0]):
+            return "output head: sensitive, and under 5 % of the weights"
+    return None
+
+
+def _makes_output(value: ir.Value) -> bool:
+    """Whether the value reaches a graph output through nothing but element-wise or shape operators."""
+    if value.is_graph_output():
+        return True
+    readers = [use.node for use in value.uses()]
+    return len(readers) == 1 and readers[0].op_type in _TRANSPARENT and _makes_output(readers[0].outputs[0])
+
+
+def _with_tables_of(targets: list[Target], kept: list[KeptLayer]) -> tuple[list[Target], list[KeptLayer]]:
+    """A table that a float layer goes on reading stays float as well: its codes would be a second copy."""
+    replaced = {target.node for target in targets}
+    stay: list[Target] = []
+    for target in targets:
+        others = [use.node for use in target.weight.uses() if use.node.op_type != "Transpose"]
+        if target.kind == "embedding" and any(n not in replaced and n.op_type in _products() for n in others):
+            kept.append(_keep(target.node, "a float layer reads the same table"))
+        else:
+            stay.append(target)
+    return stay, kept
+
+
+def _products() -> set[str]:
+    return {op_type for _, op_type in OPERATORS if op_type != "Gather"}
+
+
+def _keep(node: ir.Node, reason: str) -> KeptLayer:
+    return KeptLayer(name=str(node.name), op_type=node.op_type, reason=reason)
+
+
+def _compiled(patterns: Iterable[str], nodes: Sequence[ir.Node], flag: str) -> list[re.Pattern[str]]:
+    """Compile the patterns; each must match the name of a node whose operator can be quantized."""
+    names = [str(n.name) for n in nodes if (n.domain, n.op_type) in OPERATORS]
+    compiled = []
+    for text in patterns:
+        try:
+            pattern = re.compile(text)
+        except re.error as error:
+            raise UsageError(f"{flag} '{text}' is no regular expression: {error}") from error
+        if not any(pattern.search(name) for name in names):
+            near = _nearest(text, names)
+            raise UsageError(f"{flag} '{text}' matches no node that can be quantized; nearest names: {near}")
+        compiled.append(pattern)
+    return compiled
+
+
+def _nearest(text: str, names: Sequence[str]) -> str:
+    plain = re.sub(r"[\\^$()\[\]?*+|]", "", text)
+    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)
+    return ", ".join(near) if near else "none"
+
+
+def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
+    if not asked:
+        rows = OPERATORS.values()
+        return frozenset(operator.op_type for operator in rows if scheme.activations in operator.default_for)
+    known = sorted({operator.op_type for operator in OPERATORS.values()})
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise UsageError(f"unknown operator type '{name}' in --op-types: {hint}")
+    return frozenset(asked)
+
+
+def _nothing(kept: Sequence[KeptLayer]) -> str:
+    if not kept:
+        return "nothing to quantize: no MatMul, Gemm, Attention, Gather or Conv of the graph has fp32 weights"
+    first = kept[0]
+    return f"nothing left to quantize: {len(kept)} layers stay float (first: '{first.name}', {first.reason})"

@@ -1,0 +1,159 @@
+"""Which layers are quantized, and why the others are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from onnxkit.errors import InputError, UsageError
+from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.quantize.rewrite import prepare
+from onnxkit.quantize.schemes import SCHEMES, scheme_named, weight_grids
+from onnxkit.quantize.select import refuse_unsuitable, select
+from tests.quantize.graphs import mlp, proto, random
+
+
+class Machine:
+    """Stands for a CPU."""
+
+    def __init__(self, saturates: bool) -> None:
+        self.saturates = saturates
+
+
+def chosen(model, **options):
+    options = QuantizeOptions(**options)
+    selection = select(prepare(ir.from_proto(model), "m"), SCHEMES[options.scheme], options)
+    return [t.name for t in selection.targets], {layer.name: layer.reason for layer in selection.kept}
+
+
+def classifier(hidden: int = 256) -> object:
+    """Words -> encoder -> head of 3 labels, over a table that is large enough."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["v"], name="embeddings.word"),
+        helper.make_node("Gather", ["types", "ids"], ["t"], name="embeddings.type"),
+        helper.make_node("Add", ["v", "t"], ["e"], name="embeddings.sum"),
+        helper.make_node("MatMul", ["e", "w"], ["h"], name="encoder.dense"),
+        helper.make_node("Relu", ["h"], ["r"], name="encoder.act"),
+        helper.make_node("MatMul", ["r", "head"], ["m"], name="classifier"),
+        helper.make_node("Add", ["m", "bias"], ["y"], name="classifier/bias"),
+    ]
+    weights = {
+        "table": random(600, 64), "types": random(600, 64)[:2], "w": random(64, hidden),
+        "head": random(hidden, 6), "bias": random(6),
+    }  # fmt: skip
+    return proto(nodes, weights, inputs={"ids": ["batch_size", "sequence_length"]}, ids=True)
+
+
+def test_policies_keep_small_tables_and_heads():
+    targets, kept = chosen(classifier())
+    assert targets == ["embeddings.word", "encoder.dense"]
+    assert kept["embeddings.type"] == "a table of fewer than 16384 elements"
+    assert kept["classifier"].startswith("output head")
+
+
+def test_an_include_pattern_overrules_the_policies():
+    targets, kept = chosen(classifier(), include=("classifier", "dense"))
+    assert targets == ["encoder.dense", "classifier"]
+    assert kept["embeddings.word"] == "not included by pattern"
+
+
+def test_a_large_head_is_quantized():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="dense"),
+        helper.make_node("MatMul", ["h", "head"], ["y"], name="head"),
+    ]
+    weights = {"w": random(32, 32), "head": random(32, 500)}
+    assert chosen(proto(nodes, weights, inputs={"x": [None, 32]}))[0] == ["dense", "head"]
+
+
+def test_exclude_wins_over_include():
+    targets, kept = chosen(mlp(), include=("layer",), exclude=("up$",))
+    assert targets == ["layer.down"]
+    assert kept == {"layer.up": "excluded by pattern"}
+
+
+@pytest.mark.parametrize("flag", ["include", "exclude"])
+def test_a_pattern_without_a_match_offers_the_nearest_names(flag):
+    with pytest.raises(UsageError, match=rf"--{flag} 'layer\\.upp\$'.*nearest names: layer\.up"):
+        chosen(mlp(), **{flag: (r"layer\.upp$",)})
+
+
+def test_a_pattern_that_is_no_expression():
+    with pytest.raises(UsageError, match="no regular expression"):
+        chosen(mlp(), exclude=("[",))
+
+
+def test_operator_types():
+    targets, kept = chosen(classifier(), op_types=("MatMul",))
+    assert targets == ["encoder.dense", "classifier"]
+    assert kept["embeddings.word"] == "Gather is not among the operator types to quantize"
+    with pytest.raises(UsageError, match="did you mean MatMul"):
+        chosen(classifier(), op_types=("Matmull",))
+
+
+def test_the_first_convolution_stays_float_unless_asked_for():
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"], name="stem"),
+        helper.make_node("Conv", ["h", "b"], ["y"], name="body"),
+    ]
+    model = proto(nodes, {"a": random(8, 3, 3, 3), "b": random(8, 8, 3, 3)}, inputs={"x": [None, 3, 16, 16]})
+    targets, kept = chosen(model, scheme="int8-static")
+    assert (targets, list(kept)) == (["body"], ["stem"])
+    assert chosen(model, scheme="int8-static", op_types=("Conv",))[0] == ["stem", "body"]
+    with pytest.raises(InputError, match="nothing left to quantize"):
+        chosen(model, scheme="int8-dynamic")
+
+
+def test_a_table_stays_float_with_its_head():
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["v"], name="words"),
+        helper.make_node("Reshape", ["v", "flat"], ["f"], name="flatten"),
+        helper.make_node("MatMul", ["f", "w"], ["h"], name="dense"),
+        helper.make_node("Gemm", ["h", "table"], ["y"], name="head", transB=1),
+    ]
+    weights = {"table": random(600, 32), "w": random(32, 32), "flat": np.array([-1, 32])}
+    model = proto(nodes, weights, inputs={"ids": ["b", "s"]}, ids=True)
+    targets, kept = chosen(model, exclude=("head",))
+    assert targets == ["dense"]
+    assert kept["words"] == "a float layer reads the same table"
+
+
+def test_nothing_to_quantize_at_all():
+    model = proto([helper.make_node("Neg", ["x"], ["y"], name="n")], {}, inputs={"x": [1]})
+    with pytest.raises(InputError, match="nothing to quantize"):
+        chosen(model)
+
+
+@pytest.mark.parametrize("op", ["DynamicQuantizeLinear", "QLinearMatMul", "MatMulNBits", "DequantizeLinear"])
+def test_a_quantized_model_is_refused(op):
+    node = ir.node(op, [ir.Value(name="x")], name="n")
+    model = ir.Model(ir.Graph([], [], nodes=[node], opset_imports={"": 18}), ir_version=9)
+    with pytest.raises(InputError, match=f"already quantized.*'n' is {op}"):
+        refuse_unsuitable(model, "model.onnx")
+
+
+def test_half_precision_is_refused():
+    weights = {"w": random(32, 32).astype(np.float16)}
+    model = proto([helper.make_node("MatMul", ["x", "w"], ["y"], name="n")], weights, inputs={"x": [1, 32]})
+    with pytest.raises(InputError, match=r"already half precision.*fp16"):
+        refuse_unsuitable(ir.from_proto(model), "model.onnx")
+
+
+def test_an_old_opset_is_refused():
+    model = mlp()
+    model.opset_import[0].version = 11
+    with pytest.raises(InputError, match="opset 11"):
+        prepare(ir.from_proto(model), "model.onnx")
+
+
+def test_an_unknown_scheme_offers_the_nearest():
+    with pytest.raises(UsageError, match="did you mean int8-static"):
+        scheme_named("int8-stattic")
+
+
+def test_the_grid_follows_from_the_cpu():
+    assert weight_grids(Machine(saturates=True)).products == "paired"
+    assert weight_grids(Machine(saturates=True)).convolutions == "seven"
+    assert weight_grids(Machine(saturates=False)).products == "full"
