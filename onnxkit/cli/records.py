@@ -1,0 +1,158 @@
+"""How `onnxkit run` shows records to people: one layout for each kind of record."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxkit.cli import figures
+from onnxkit.cli.console import Column, Console
+from onnxkit.report import to_plain
+
+Record = Mapping[str, Any]
+Row = Sequence[str]
+SAMPLE_WIDTH = 44
+SAMPLE_COLUMNS = ("text", "text_pair", "question", "prompt", "image", "audio")
+
+_SAMPLE = Column("input")
+_SCORE = Column("score", number=True)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table of records, and the rows that a record makes of its sample's text."""
+
+    columns: tuple[Column, ...]
+    rows: Callable[[str, Record], Iterable[Row]]
+
+
+def score(value: float | None) -> str:
+    """Write a score with four decimals."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _labelled(sample: str, record: Record) -> list[Row]:
+    others = [f"{one['label']} {score(one['score'])}" for one in record.get("scores", ())[1:3]]
+    label = ", ".join(record["labels"]) or "(none)" if "labels" in record else str(record["label"])
+    return [(sample, label, score(record["score"]), ", ".join(others))]
+
+
+def _answered(sample: str, record: Record) -> list[Row]:
+    answers = record.get("answers", [record])
+    return [
+        (
+            "" if rank else sample,
+            str(one["answer"]) or "(no answer)",
+            score(one["score"]),
+            f"{one['start']}-{one['end']}",
+        )
+        for rank, one in enumerate(answers)
+    ]
+
+
+def _spans(key: str) -> Callable[[str, Record], list[Row]]:
+    def rows(sample: str, record: Record) -> list[Row]:
+        found = [
+            (
+                str(span.get("text", "")),
+                str(span.get("label", "")),
+                score(span.get("score")),
+                f"{span.get('start')}-{span.get('end')}",
+            )
+            for span in record[key]
+        ]
+        samples = itertools.chain([sample], itertools.repeat(""))
+        return [(name, *row) for name, row in zip(samples, found or [("(none)", "", "", "")], strict=False)]
+
+    return rows
+
+
+def _filled(sample: str, record: Record) -> list[Row]:
+    several = len(record["tokens"]) > 1
+    return [
+        (
+            "" if mask or rank else sample,
+            f"{mask + 1}: {one['token']}" if several else str(one["token"]),
+            score(one["score"]),
+            str(one["text"]),
+        )
+        for mask, choices in enumerate(record["tokens"])
+        for rank, one in enumerate(choices)
+    ]
+
+
+def _embedded(sample: str, record: Record) -> list[Row]:
+    vector = record["embedding"]
+    norm = math.sqrt(sum(value * value for value in vector))
+    start = " ".join(f"{value:+.3f}" for value in vector[:3])
+    return [(sample, str(len(vector)), f"{norm:.3f}", f"{start} …")]
+
+
+def _many_embedded(sample: str, record: Record) -> list[Row]:
+    vectors = record["embeddings"]
+    return [(sample, str(len(vectors)), str(len(vectors[0]) if vectors else 0))]
+
+
+def _scored(sample: str, record: Record) -> list[Row]:
+    return [(sample, score(record["score"]))]
+
+
+def _anything(sample: str, record: Record) -> list[Row]:
+    fields = {key: value for key, value in record.items() if key != "index"}
+    return [(sample, json.dumps(to_plain(fields), ensure_ascii=False))]
+
+
+_SPAN_COLUMNS = (_SAMPLE, Column("text"), Column("label"), _SCORE, Column("characters", number=True))
+# The first key that a record has chooses its layout.
+LAYOUTS: dict[str, Layout] = {
+    "entities": Layout(_SPAN_COLUMNS, _spans("entities")),
+    "tokens": Layout((_SAMPLE, Column("token"), _SCORE, Column("text", wide=True)), _filled),
+    "answer": Layout((_SAMPLE, Column("answer", wide=True), _SCORE, Column("characters")), _answered),
+    "label": Layout((_SAMPLE, Column("label"), _SCORE, Column("next", wide=True)), _labelled),
+    "embedding": Layout(
+        (_SAMPLE, Column("values", number=True), Column("norm", number=True), Column("begins")), _embedded
+    ),
+    "embeddings": Layout(
+        (_SAMPLE, Column("vectors", number=True), Column("values", number=True)), _many_embedded
+    ),
+    "score": Layout((_SAMPLE, _SCORE), _scored),
+}
+_FALLBACK = Layout((_SAMPLE, Column("record", wide=True)), _anything)
+
+
+def layout_of(record: Record) -> Layout:
+    """Choose the layout of a record by the fields that it has."""
+    return next((layout for key, layout in LAYOUTS.items() if key in record), _FALLBACK)
+
+
+def sample_text(sample: Mapping[str, Any]) -> str:
+    """Return what identifies a sample, in at most SAMPLE_WIDTH characters."""
+    parts = [str(sample[column]) for column in SAMPLE_COLUMNS if sample.get(column) is not None]
+    text = " | ".join(parts)
+    if len(text) <= SAMPLE_WIDTH:
+        return text
+    return f"…{text[1 - SAMPLE_WIDTH :]}" if "image" in sample else f"{text[: SAMPLE_WIDTH - 1]}…"
+
+
+def show(console: Console, stream: Iterable[Record], shown: Any) -> None:
+    """Print records as a table, as they come.
+
+    Args:
+        console: where to.
+        stream: the records.
+        shown: a deque of the samples' texts, filled in the order of the records.
+    """
+    records = iter(stream)
+    first = next(records, None)
+    if first is None:
+        return
+    layout = layout_of(first)
+    every = itertools.chain([first], records)
+    rows: Iterator[Row] = itertools.chain.from_iterable(
+        layout.rows(shown.popleft() if shown else figures.plural(1, "sample"), record) for record in every
+    )
+    console.records(layout.columns, rows)
