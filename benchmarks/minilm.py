@@ -30,7 +30,8 @@ from onnxkit.artifact import ModelDir
 from onnxkit.measure import ProfileOptions, compare, interleaved_calls, profile_model, weighted_cosine
 from onnxkit.measure.cases import Padding, Shape, make_feeds
 from onnxkit.measure.geometry import geometry
-from onnxkit.measure.latency import Comparison
+from onnxkit.measure.latency import Caution, Comparison
+from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 from onnxkit.tasks import feeds as task_feeds
 from onnxkit.tasks import task_for
@@ -71,6 +72,13 @@ class Row:
     cosine: float
     size_bytes: int
     peak_memory_bytes: int | None
+
+
+class Quiet(Progress):
+    """Drops warnings about time where only memory is measured."""
+
+    def warn(self, text: str) -> None:
+        """Say nothing."""
 
 
 def main() -> None:
@@ -214,7 +222,7 @@ def peak_memory(checkpoint: Path, models: Mapping[str, ModelDir], threads: int) 
     )
     peaks = {TORCH: int(done.stdout.split()[-1])}
     for name, model in models.items():
-        (profile,) = profile_model([model.model_file], options).models
+        (profile,) = profile_model([model.model_file], options, progress=Quiet()).models
         peaks[name] = profile.measurements[0].peak_memory_bytes
     return peaks
 
@@ -234,7 +242,7 @@ def row(
     ratios = {}
     for label, comparison in comparisons.items():
         found = next((each for each in comparison.ratios if each.name == name), None)
-        ratios[label] = f"{found.paired:.3f} ± {found.error:.3f}" if found else "1"
+        ratios[label] = f"{found.paired:.3f} ± {found.paired_error:.3f}" if found else "1"
     return Row(
         name=name,
         p50_ms={label: comparison.summaries[name].p50_ms for label, comparison in comparisons.items()},
@@ -267,11 +275,14 @@ def render(rows: list[Row], comparisons: Mapping[str, Comparison], threads: int)
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Median time of a run (ratio to {BASELINE}: median of the ratios within a round ± standard error). "
-        "Tokenization and loading are not in it.",
+        f"Median time of a run; in brackets the median ratio to {BASELINE} within a round ± its standard "
+        "error. Tokenization and loading are not in it.",
     ]
-    doubts = {each.text for comparison in comparisons.values() for each in comparison.cautions}
-    lines += [f"- {text}" for text in sorted(doubts)]
+    doubts: dict[str, Caution] = {}
+    for caution in (each for comparison in comparisons.values() for each in comparison.cautions):
+        if caution.kind not in doubts or caution.figure > doubts[caution.kind].figure:
+            doubts[caution.kind] = caution
+    lines += ["", *(f"- {caution.text}" for caution in doubts.values())] if doubts else []
     return "\n".join(
         [
             *lines,

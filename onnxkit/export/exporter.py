@@ -19,12 +19,14 @@ from onnxkit.safety import printable
 
 if TYPE_CHECKING:
     from onnxkit.export.levels import Candidate, Workshop
+    from onnxkit.export.plan import Plan
     from onnxkit.export.reference import Check
 
 MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.npz"
 MIN_OPSET = 18
 _REASON = 300
+_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def export_model(
@@ -133,7 +135,7 @@ class _Job:
                 )
             candidate = self._first_that_holds(shop, LEVELS[options.exporter], staging)
             with self.phases("write"):
-                manifest = self._seal(staging, plan.task, candidate, invocation)
+                manifest = self._seal(staging, plan, candidate, invocation)
             return self._report(shop, candidate, manifest)
 
     def _workshop(self) -> Workshop:
@@ -229,10 +231,13 @@ class _Job:
             write_reference(staging / REFERENCE_FILE, result)
         return result
 
-    def _seal(self, staging: Path, task: str, candidate: Candidate, invocation: Invocation) -> Manifest:
+    def _seal(self, staging: Path, plan: Plan, candidate: Candidate, invocation: Invocation) -> Manifest:
+        from onnxkit.export.interchange import write_export_json
+
+        write_export_json(staging, plan, graph_file=MODEL_FILE, dtype=_TORCH_NAMES[self.options.dtype])
         return seal(
             staging,
-            task=task,
+            task=plan.task,
             components={"model": MODEL_FILE},
             invocation=invocation,
             parent=None,

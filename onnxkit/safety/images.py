@@ -18,7 +18,7 @@ MAX_IMAGE_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a GiB of RGB, rounded down."""
 
 # Rasters that Pillow decodes by itself. Not EPS (runs Ghostscript), PDF, WMF and the like.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 
 
 def open_image(path: Path) -> Image:
