@@ -14,7 +14,7 @@ from onnxkit.graph import portable, semantic
 from onnxkit.graph.edit import Editor
 from onnxkit.graph.regions import annotate
 
-HEADS, SIZE, VOCABULARY, POSITIONS = 4, 8, 50, 64
+HEADS, SIZE, VOCABULARY, POSITIONS = 4, 8, 150, 64
 WIDTH = HEADS * SIZE
 
 
@@ -74,7 +74,7 @@ class _Builder:
         return self.editor.constant(np.array(content, np.int64))
 
     def linear(self, x: ir.Value, name: str, wide: int, out: int, biased: bool = True) -> ir.Value:
-        shape = [*(x.shape or ())][:2] + [out]
+        shape = [*[*(x.shape or ())][:2], out]
         y = self.add("MatMul", x, self.weight(f"{name}.weight", wide, out), name=name, shape=shape)
         return (
             self.add("Add", y, self.weight(f"{name}.bias", out), name=f"{name}/bias", shape=shape)
@@ -105,7 +105,7 @@ class _Builder:
         return self.add("Mask", *inputs, name="encoder/mask", window=spec.window, causal=int(spec.causal))
 
     def tables(self) -> tuple[ir.Value, ir.Value]:
-        """cos and sin `[1,S,D]` of positions 0…S−1."""
+        """cos and sin `[1,S,D]` of positions 0 to S-1."""
         angles = np.outer(np.arange(POSITIONS), 1.0 / 10.0 ** (np.arange(SIZE // 2) / SIZE))
         angles = np.concatenate([angles, angles], axis=-1)[None].astype(np.float32)
         length = self.add("Shape", self.ids, start=1, end=2)

@@ -15,7 +15,7 @@ _Dtype = ir.DataType | None
 
 
 def infer_dtypes(model: ir.Model) -> None:
-    """Set the dtype of every value of the main graph and its subgraphs that has none and whose can be told."""
+    """Set the dtype of every value, those of subgraphs included, that has none and whose can be told."""
     for initializer in model.graph.initializers.values():
         if initializer.dtype is None and initializer.const_value is not None:
             initializer.dtype = initializer.const_value.dtype

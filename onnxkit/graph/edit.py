@@ -1,8 +1,8 @@
-"""Small edits that every pass and lowering needs: shared constants, nodes before a node, replacing a value."""
+"""Small edits that every pass and lowering needs: shared constants, nodes before a node, replaced values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class Editor:
         *,
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
-        shape: Sequence[Any] | ir.Shape | None = None,
+        shape: Iterable[Any] | None = None,
         dtype: ir.DataType | None = None,
         outputs: int = 1,
     ) -> ir.Node:

@@ -15,6 +15,8 @@ from onnxkit.safety import read_model
 EMBEDDED_BYTES = 100_000_000
 """Weights up to this many bytes stand in the .onnx file; more go to `<name>.data` beside it."""
 
+_SMALL_BYTES = 1024
+
 _KEPT = frozenset({REGION, OP, ATTRS})
 
 
@@ -41,7 +43,10 @@ def save_model(model: ir.Model, path: Path) -> None:
     """
     _check_opset(model)
     if weight_bytes(model) > EMBEDDED_BYTES:
-        ir.external_data.unload_from_model(model, path.parent, f"{path.name}.data")
+        # Reshape targets and the like stay inside: ONNX Runtime infers shapes from them.
+        ir.external_data.unload_from_model(
+            model, path.parent, f"{path.name}.data", size_threshold_bytes=_SMALL_BYTES
+        )
     else:
         ir.external_data.load_to_model(model)
     proto = ir.to_proto(model)

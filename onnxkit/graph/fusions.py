@@ -33,25 +33,34 @@ class Fusion:
 
 
 def fuse_gelu(model: ir.Model) -> int:
-    """x·½·(1 + erf(x/√2)) and its tanh form, in the orders that exporters write → Gelu, FastGelu."""
-    return _applied(model, erfgelu.fuse_erfgelu) + _applied(model, gelu_rules.fuse_gelu)
+    """x·½·(1 + erf(x/√2)) and its tanh form, in the orders that exporters write → Gelu, FastGelu.
+
+    So is the standard Gelu of opset 20, whose bias ONNX Runtime does not fuse.
+    """
+    standard = [node for node in model.graph if node.op_type == "Gelu" and node.domain == ""]
+    for node in standard:
+        approximate = node.attributes.get("approximate")
+        tanh = approximate is not None and approximate.as_string() == "tanh"
+        _rewrite_gelu(model.graph, node, "FastGelu" if tanh else "Gelu")
+    found = int(erfgelu.fuse_erfgelu(model)) + int(gelu_rules.fuse_gelu(model))
+    return _declare(model, found + len(standard))
 
 
 def approximate_gelu(model: ir.Model) -> int:
     """Gelu → FastGelu, which computes a tanh instead of an erf: another function, by up to 5e-4."""
-    found = 0
-    for node in list(model.graph):
-        if node.op_type != "Gelu" or node.domain not in ("", MICROSOFT):
-            continue
-        new = ir.node("FastGelu", node.inputs[:1], domain=MICROSOFT, name=node.name)
-        _take_place(model.graph, node, new)
-        found += 1
-    return _declare(model, found)
+    exact = [node for node in model.graph if node.op_type == "Gelu" and node.domain == MICROSOFT]
+    for node in exact:
+        _rewrite_gelu(model.graph, node, "FastGelu")
+    return _declare(model, len(exact))
+
+
+def _rewrite_gelu(graph: ir.Graph, node: ir.Node, op: str) -> None:
+    _take_place(graph, node, ir.node(op, node.inputs[:1], domain=MICROSOFT, name=node.name))
 
 
 def fuse_bias_gelu(model: ir.Model) -> int:
     """Add(x, bias) → Gelu becomes BiasGelu."""
-    return _applied(model, bias_gelu.fuse_bias_gelu)
+    return _declare(model, int(bias_gelu.fuse_bias_gelu(model)))
 
 
 def fuse_skip_layer_norm(model: ir.Model) -> int:
@@ -75,16 +84,17 @@ def _skip(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
     epsilon = norm.attributes.get("epsilon")
     attributes = {"epsilon": epsilon.as_float() if epsilon is not None else 1e-5}
     total = add.outputs[0]
-    shared = len({use.node for use in total.uses()}) > 1
+    shared = total.is_graph_output() or len({use.node for use in total.uses()}) > 1
     inputs = [*add.inputs, *norm.inputs[1:3]]
     outputs = 4 if shared else 1
-    new = ir.node("SkipLayerNormalization", inputs, attributes, domain=MICROSOFT, num_outputs=outputs, name=norm.name)
+    new = ir.node(
+        "SkipLayerNormalization", inputs, attributes, domain=MICROSOFT, num_outputs=outputs, name=norm.name
+    )
     if shared:
         new.outputs[1].name = new.outputs[2].name = ""
-        new.outputs[3].name = f"{total.name}/sum"
     _take_place(graph, norm, new)
     if shared:
-        total.replace_all_uses_with(new.outputs[3])
+        _hand_over(total, new.outputs[3])
     graph.remove(add, safe=True)
 
 
@@ -107,15 +117,15 @@ def _axis(node: ir.Node) -> int:
 def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     """Put `new` where `old` is; its first output takes the name and the users of the old one."""
     graph.insert_before(old, new)
-    source, target = old.outputs[0], new.outputs[0]
-    name, target.dtype, target.shape = source.name, source.dtype, source.shape
-    source.replace_all_uses_with(target, replace_graph_outputs=True)
-    source.name, target.name = f"{name}/replaced", name
+    _hand_over(old.outputs[0], new.outputs[0])
     graph.remove(old, safe=True)
 
 
-def _applied(model: ir.Model, rules: Callable[[ir.Model], int]) -> int:
-    return _declare(model, int(rules(model)))
+def _hand_over(old: ir.Value, new: ir.Value) -> None:
+    """Let the users of `old`, graph outputs included, read `new` under the old name."""
+    name, new.type, new.shape = old.name, old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name, new.name = f"{name}/replaced", name
 
 
 def _declare(model: ir.Model, found: int) -> int:
@@ -124,7 +134,9 @@ def _declare(model: ir.Model, found: int) -> int:
     return found
 
 
-FAST_GELU = Fusion(name="fast-gelu", apply=approximate_gelu, summary="Gelu → FastGelu, an approximation (-O3)")
+FAST_GELU = Fusion(
+    name="fast-gelu", apply=approximate_gelu, summary="Gelu → FastGelu, an approximation (-O3)"
+)
 GELU = Fusion(name="gelu", apply=fuse_gelu, summary="GELU in a foreign graph → com.microsoft.Gelu, FastGelu")
 BIAS_GELU = Fusion(name="bias-gelu", apply=fuse_bias_gelu, summary="Add and Gelu → com.microsoft.BiasGelu")
 SKIP_LAYER_NORM = Fusion(

@@ -9,8 +9,9 @@ one at a time while they are written out.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,21 @@ from onnxkit.graph.dtypes import infer_dtypes
 from onnxkit.graph.edit import SMALL
 from onnxkit.graph.lowering import MICROSOFT
 from onnxkit.graph.portable import lowest
+from onnxkit.graph.probing import INFINITE, largest
+
+Array = np.ndarray[Any, Any]
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _LARGEST = float(np.finfo(np.float16).max)
 _SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
-# A constant at least this large stands for "masked", not for a number.
-_INFINITE = 1e30
 _PARTS = 16
 
 DELICATE = frozenset(
     {
-        "CumSum", "Cos", "Exp", "Log", "LogSumExp", "LpNormalization", "Pow", "Range", "Reciprocal", "ReduceL1",
-        "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize", "Sin",
-        "Softplus", "Sqrt", "TopK", "NonMaxSuppression", "RandomNormal", "RandomUniform", "EyeLike",
+        "CumSum", "Cos", "Exp", "EyeLike", "Log", "LogSumExp", "LpNormalization",
+        "NonMaxSuppression", "Pow", "RandomNormal", "RandomUniform", "Range", "Reciprocal",
+        "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum",
+        "ReduceSumSquare", "Resize", "Sin", "Softplus", "Sqrt", "TopK",
     }
 )  # fmt: skip
 """Standard operators that stay in float32."""
@@ -75,11 +78,32 @@ def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> HalfResult:
     return HalfResult(converted=len(chosen), kept=tuple(sorted(kept)))
 
 
+def overflowing(model: ir.Model, cases: Sequence[Mapping[str, Array]], scratch: Path) -> tuple[str, ...]:
+    """Run the float32 graph and name the nodes that make or read more than half of float16's largest value.
+
+    A CPU would not show it: ONNX Runtime computes float16 in float32 there, casts between two such nodes
+    left out.
+
+    Args:
+        model: the float32 graph.
+        cases: inputs to run it on.
+        scratch: a directory for a temporary copy.
+    """
+    infer_dtypes(model)
+    sizes = largest(model, cases, scratch)
+    large = {name for name, size in sizes.items() if not size <= _LARGEST / 2}
+    return tuple(
+        str(node.name)
+        for node in model.graph
+        if any(value is not None and value.name in large for value in (*node.inputs, *node.outputs))
+    )
+
+
 def stages(model: ir.Model) -> list[list[str]]:
     """Cut the graph into pieces that can be kept in float32: its layers, else equal parts; in order."""
     found: list[tuple[str, list[str]]] = []
     for node in model.graph:
-        match = re.match(r".*?\d+(?=[./]|$)", str(node.name))
+        match = re.match(r".*?[./]\d+(?=[./])", str(node.name))
         layer = match.group() if match else (found[-1][0] if found else "")
         if not found or found[-1][0] != layer:
             found.append((layer, []))
@@ -143,7 +167,11 @@ def _schema_takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for position, value in enumerate(values):
             kind = formals[min(position, len(formals) - 1)].type_str
-            if value is not None and value.dtype == _FLOAT and "tensor(float16)" not in allowed.get(kind, {kind}):
+            if (
+                value is not None
+                and value.dtype == _FLOAT
+                and "tensor(float16)" not in allowed.get(kind, {kind})
+            ):
                 return False
     return True
 
@@ -160,7 +188,7 @@ def _holds(tensor: ir.TensorProtocol | None) -> bool:
     if tensor is None or tensor.size == 0:
         return True
     sizes = np.abs(tensor.numpy())
-    sizes = sizes[sizes < _INFINITE] if tensor.size <= SMALL else sizes
+    sizes = sizes[sizes < INFINITE] if tensor.size <= SMALL else sizes
     if not sizes.size:
         return True
     if tensor.size == 1 and 0 < float(sizes.flat[0]) < _SMALLEST:
@@ -174,10 +202,10 @@ def _as_half(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     def convert() -> ir.TensorProtocol:
         limit = abs(lowest(_HALF))
         array = tensor.numpy()
-        array = np.where(np.abs(array) >= _INFINITE, np.sign(array) * limit, array)
+        array = np.where(np.abs(array) >= INFINITE, np.sign(array) * limit, array)
         return ir.tensor(array.astype(np.float16), name=tensor.name)
 
-    return ir.LazyTensor(convert, dtype=_HALF, shape=ir.Shape(list(tensor.shape)), name=tensor.name)
+    return ir.LazyTensor(convert, dtype=_HALF, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 class _Conversion:

@@ -27,7 +27,16 @@ class Shared:
     def __init__(self, graph: ir.Graph) -> None:
         self.editor = Editor(graph)
         self.values: dict[tuple[Any, ...], ir.Value] = {}
+        self._names = {node.name for node in graph}
         self.replaced: dict[ir.Value, ir.Value] = {}
+
+    def name(self, op: str) -> str:
+        """Return an unused name for a node that regions share."""
+        number = 0
+        while f"shared/{op}_{number}" in self._names:
+            number += 1
+        self._names.add(f"shared/{op}_{number}")
+        return f"shared/{op}_{number}"
 
     def current(self, region: Region) -> Region:
         """Return the region with inputs that earlier lowerings have replaced brought up to date."""
@@ -82,7 +91,7 @@ class Draft:
         """
         key = (op, *key)
         if key not in self._shared.values:
-            node = ir.node(op, inputs, attributes, name=f"shared/{op}_{len(self._shared.values)}")
+            node = ir.node(op, inputs, attributes, name=self._shared.name(op))
             node.outputs[0].name = f"{node.name}:out"
             self.graph.insert_before(self.region.nodes[0], node)
             self._shared.values[key] = node.outputs[0]
@@ -92,13 +101,17 @@ class Draft:
         """Note that `out` now stands where the region's output stood."""
         self._shared.replaced[self.region.outputs["out"]] = out
 
-    def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """Register a weight under this name."""
-        value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
+    def weight(self, name: str, sources: Sequence[ir.Value], tensor: ir.TensorProtocol) -> ir.Value:
+        """Return an initializer made from other weights; regions that share those share it, too (ALBERT)."""
+        key = ("weight", *sources)
+        if key not in self._shared.values:
+            while name in self.graph.initializers:
+                name += "_"
+            shape = ir.Shape(tensor.shape.numpy())
+            value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            self.graph.register_initializer(value)
+            self._shared.values[key] = value
+        return self._shared.values[key]
 
     def constant(self, content: Any) -> ir.Value:
         """Return a small constant, shared with whoever needs the same."""

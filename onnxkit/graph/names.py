@@ -13,7 +13,9 @@ from collections import Counter, defaultdict
 import onnx_ir as ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-_HEAVY = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LayerNormalization", "Gather", "BatchNormalization"})
+_HEAVY = frozenset(
+    {"MatMul", "Gemm", "Conv", "ConvTranspose", "LayerNormalization", "Gather", "BatchNormalization"}
+)
 
 
 def module_path(node: ir.Node, prefix: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The dialect of ONNX Runtime's CUDA provider: all of the shared operators, in float32, float16 or bfloat16."""
+"""The dialect of ONNX Runtime's CUDA provider: all of the shared operators, in float32 and in float16."""
 
 from __future__ import annotations
 

@@ -90,9 +90,9 @@ def packed_attention(draft: Draft) -> ir.Value:
     _require(len({part.x for part in known}) == 1, "q, k and v have different inputs")
     mask = padding_mask(draft)
     module = region.id.rpartition("#")[0] or region.id
-    weight = draft.initializer(f"{module}.qkv.weight", _joined([p.weight for p in known], axis=1))
-    bias = draft.initializer(f"{module}.qkv.bias", _joined([p.bias for p in known], axis=0))
-    widths = [int(part.bias.const_value.shape[0]) for part in known]  # type: ignore[union-attr]
+    weight = _packed(draft, f"{module}.qkv.weight", [part.weight for part in known], axis=1)
+    bias = _packed(draft, f"{module}.qkv.bias", [part.bias for part in known], axis=0)
+    widths = [_width(part.bias) for part in known]
     attributes = _attention_attributes(region)
     if len(set(widths)) > 1:
         attributes["qkv_hidden_sizes"] = widths
@@ -149,6 +149,10 @@ def _per_query(draft: Draft, mask: ir.Value) -> ir.Value:
     )
     shape = draft.shared((mask,), "Concat", [_ints(draft, 1, 1), queries, keys], axis=0)
     return draft.shared((mask,), "Expand", [mask, shape])
+
+
+def _width(bias: ir.Value) -> int:
+    return int(bias.const_value.size) if bias.const_value is not None else 0
 
 
 def _attention_attributes(region: Region) -> dict[str, Any]:
@@ -220,16 +224,17 @@ def _present(value: ir.Value | None) -> ir.Value:
     return value
 
 
-def _joined(values: list[ir.Value], axis: int) -> ir.TensorProtocol:
-    """Return the weights side by side, as a tensor that reads them when it is written out."""
+def _packed(draft: Draft, name: str, values: list[ir.Value], axis: int) -> ir.Value:
+    """The weights side by side, as a tensor that reads them when it is written out."""
     tensors = [value.const_value for value in values if value.const_value is not None]
-    shape = list(tensors[0].shape)
-    shape[axis] = sum(int(tensor.shape[axis]) for tensor in tensors)
-    return ir.LazyTensor(
+    shape = [*tensors[0].shape.numpy()]
+    shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
+    joined = ir.LazyTensor(
         lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis)),
         dtype=tensors[0].dtype,
         shape=ir.Shape(shape),
     )
+    return draft.weight(name, values, joined)
 
 
 def _require(condition: bool, otherwise: str) -> None:

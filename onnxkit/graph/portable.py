@@ -6,7 +6,7 @@ Runs everywhere, quantizes with stock tools, and keeps in its metadata what ever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,16 @@ def lower(model: ir.Model, *, prefix: str = "") -> list[Region]:
     return _Lowering(model, prefix).run()
 
 
+_LOWEST = {ir.DataType.FLOAT16: -32752.0, ir.DataType.BFLOAT16: -1.7e38}
+
+
 def lowest(dtype: ir.DataType) -> float:
     """What a masked score gets added: large enough that its softmax is zero.
 
-    Half the smallest float16, so that a score added to it does not overflow to −∞ (a row of which
-    would be NaN); the smallest value elsewhere, as PyTorch's eager attention has it.
+    The smallest float32, as PyTorch's eager attention has it; half the smallest value of the 16-bit
+    types, so that neither rounding it nor adding a score to it gives -inf (a row of which would be NaN).
     """
-    return -32752.0 if dtype == ir.DataType.FLOAT16 else float(np.finfo(np.float32).min)
+    return _LOWEST.get(dtype, float(np.finfo(np.float32).min))
 
 
 class _Part:
@@ -53,7 +56,7 @@ class _Part:
         self,
         op: str,
         *inputs: ir.Value | None,
-        shape: Sequence[Any] | None = None,
+        shape: Iterable[Any] | None = None,
         dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> ir.Value:
@@ -124,12 +127,17 @@ class _Lowering:
         part = _Part(self.editor, node)
         allowed = _allowed(part, node, padding, bool(causal), window)
         users = [use.node for use in node.outputs[0].uses()]
-        dtypes = [u.inputs[0].dtype for u in users if u.op_type == semantic.ATTENTION and u.inputs[0] is not None]
+        dtypes = [
+            u.inputs[0].dtype for u in users if u.op_type == semantic.ATTENTION and u.inputs[0] is not None
+        ]
         dtype = next((d for d in dtypes if d is not None), ir.DataType.FLOAT)
         zero, low = part.scalar(0.0, dtype), part.scalar(lowest(dtype), dtype)
         bias = part("Where", allowed, zero, low, shape=allowed.shape, dtype=dtype)
         attrs = {"causal": bool(causal), "window": window}
-        self._record("mask", part, attrs, {"padding": padding}, bias)
+        inputs = {"padding": padding}
+        if causal or window:
+            inputs |= {"queries": node.inputs[2], "keys": node.inputs[3]}
+        self._record("mask", part, attrs, inputs, bias)
         self.additive[node.outputs[0]] = bias
         for use in list(node.outputs[0].uses()):
             if use.node.domain != semantic.DOMAIN:
@@ -161,8 +169,9 @@ class _Lowering:
         bias = self._bias(node)
         widths = (heads * size, kv_heads * size, kv_heads * v_size)
         flat = [_flat(self.editor, node, x, w) for x, w in zip((q, k, v), widths, strict=True)]
-        dense = all(x is not None for x in flat)
-        inputs = dict(zip("qkv", flat if dense else (q, k, v), strict=True))
+        known = [x for x in flat if x is not None]
+        dense = len(known) == 3
+        inputs = dict(zip("qkv", known if dense else (q, k, v), strict=True))
         part = _Part(self.editor, node)
         split = [(heads, size), (kv_heads, size), (kv_heads, v_size)]
         per_head = [
@@ -172,7 +181,8 @@ class _Lowering:
         context = _scores_to_context(part, per_head, node.attributes["scale"].as_float(), bias, q.dtype)
         attrs = {
             "num_heads": heads, "kv_num_heads": kv_heads, "head_dim": size, "v_head_dim": v_size,
-            "scale": node.attributes["scale"].as_float(), "causal": False, "layout": "bsh" if dense else "bhsd",
+            "scale": node.attributes["scale"].as_float(), "causal": False,
+            "layout": "bsh" if dense else "bhsd",
         }  # fmt: skip
         if dense:
             rows = part("Transpose", context, perm=_SWAP)
@@ -233,7 +243,12 @@ def _flat(editor: Editor, at: ir.Node, x: ir.Value, width: int) -> ir.Value | No
         return None
     split = producer(swap.inputs[0], "Reshape")
     source = split.inputs[0] if split is not None else None
-    if source is not None and source.shape is not None and len(source.shape) == 3 and source.shape[2] == width:
+    if (
+        source is not None
+        and source.shape is not None
+        and len(source.shape) == 3
+        and source.shape[2] == width
+    ):
         return source
     outside = _Part(editor, at)
     return outside("Reshape", swap.inputs[0], outside.ints(0, 0, width), dtype=x.dtype)
@@ -256,7 +271,11 @@ def _repeat(part: _Part, x: ir.Value, times: int, heads: int) -> ir.Value:
 
 
 def _scores_to_context(
-    part: _Part, qkv: Sequence[ir.Value], scale: float, bias: Mapping[str, ir.Value], dtype: ir.DataType | None
+    part: _Part,
+    qkv: Sequence[ir.Value],
+    scale: float,
+    bias: Mapping[str, ir.Value],
+    dtype: ir.DataType | None,
 ) -> ir.Value:
     """softmax(q·kᵀ·scale + bias + mask)·v, all `[B,H,S,D]`."""
     q, k, v = qkv
@@ -284,12 +303,14 @@ def _allowed(part: _Part, node: ir.Node, padding: ir.Value | None, causal: bool,
         if allowed is None:
             raise ValueError("a mask of nothing")
         return allowed
-    near = part("Unsqueeze", _band(part, _required(node, 2), _required(node, 3), causal, window), part.ints(0, 1))
+    near = part(
+        "Unsqueeze", _band(part, _required(node, 2), _required(node, 3), causal, window), part.ints(0, 1)
+    )
     return near if allowed is None else part("And", allowed, near, dtype=ir.DataType.BOOL)
 
 
 def _band(part: _Part, queries: ir.Value, keys: ir.Value, causal: bool, window: int) -> ir.Value:
-    """Bool `[S,T]`. A causal window reaches window − 1 back, a bidirectional one `window` both ways."""
+    """Bool `[S,T]`. A causal window reaches window - 1 back, a bidirectional one `window` both ways."""
     zero, one = (part.editor.constant(np.array(i, dtype=np.int64)) for i in (0, 1))
     key = part("Range", zero, keys, one, dtype=ir.DataType.INT64)
     query = part("Unsqueeze", part("Range", zero, queries, one, dtype=ir.DataType.INT64), part.ints(1))
@@ -301,7 +322,7 @@ def _band(part: _Part, queries: ir.Value, keys: ir.Value, causal: bool, window: 
 
 
 def _rotate(part: _Part, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int, axis: int) -> ir.Value:
-    """x·cos + (−x₂, x₁)·sin with cos and sin `[B|1,S,D]` unsqueezed at the heads' axis."""
+    """x·cos + (-x₂, x₁)·sin with cos and sin `[B|1,S,D]` unsqueezed at the heads' axis."""
     dtype = x.dtype or cos.dtype
     wide = []
     for table in (cos, sin):

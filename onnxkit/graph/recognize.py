@@ -30,14 +30,15 @@ _HEADS_FIRST, _HEADS_LAST, _KEYS_TURNED = [0, 2, 1, 3], [0, 1, 3, 2], [0, 2, 3, 
 
 @dataclass(kw_only=True)
 class _Candidate:
-    """One attention by its structure; sizes and factors are values that may have to be run."""
+    """One attention by its structure; head counts, factors and masks are learned by running it."""
 
     softmax: ir.Node
     out: ir.Node
     q: ir.Value
     k: ir.Value
     v: ir.Value
-    shapes: dict[str, ir.Value]
+    heads: dict[str, ir.Value]
+    """By role, the values `[B,H,S,D]` that q, k and v become; the keys may be turned, `[B,H,D,S]`."""
     factors: list[tuple[ir.Value, bool]] = field(default_factory=list)
     """Scalars that the scores are multiplied with; True: divided by."""
     terms: list[ir.Value] = field(default_factory=list)
@@ -45,7 +46,7 @@ class _Candidate:
 
     def unknown(self) -> Iterable[ir.Value]:
         """The values that have to be run."""
-        yield from (value for value in self.shapes.values() if small_array(value) is None)
+        yield from self.heads.values()
         yield from (value for value, _ in self.factors if small_array(value) is None)
         yield from self.terms
 
@@ -80,35 +81,49 @@ def _candidate(softmax: ir.Node) -> _Candidate | None:
         return None
     out, values = after
     scores = _scores(softmax.inputs[0])
-    v = _split(values, _HEADS_FIRST)
+    v = _split(values)
     if scores is None or v is None:
         return None
     product, factors, terms = scores
     queries, keys = (_unscaled(value, factors) for value in product.inputs)
-    q, k = _split(queries, _HEADS_FIRST), _split_keys(keys)
+    q, k = _split(queries), _split_keys(keys)
     if q is None or k is None:
         return None
-    shapes = {"q": q[1], "k": k[1], "v": v[1], "out": _input(out, 1)}
+    heads = {"q": q[1], "k": k[1], "v": v[1]}
     return _Candidate(
-        softmax=softmax, out=out, q=q[0], k=k[0], v=v[0], shapes=shapes, factors=factors, terms=terms
+        softmax=softmax, out=out, q=q[0], k=k[0], v=v[0], heads=heads, factors=factors, terms=terms
     )
 
 
 def _context(probabilities: ir.Value) -> tuple[ir.Node, ir.Value | None] | None:
-    """(Reshape to `[B,S,H·D]`, v) behind the probabilities; a guard against NaN rows may stand between."""
-    users = {use.node for use in probabilities.uses()}
-    guard = next((node for node in users if node.op_type == "Where"), None)
-    if guard is not None and all(node is guard or node.op_type == "IsNaN" for node in users):
-        probabilities = guard.outputs[0]
-        users = {use.node for use in probabilities.uses()}
-    product = _only(users, "MatMul")
-    if product is None or product.inputs[0] is not probabilities:
+    """(Reshape to `[B,S,H·D]`, v) behind the probabilities.
+
+    Exporters put guards for rows that may look at nothing before or behind the product: a Where that gives 0.
+    Such rows are padding, whose outputs do not count.
+    """
+    product = _only(_users(_behind_guard(probabilities)), "MatMul")
+    if product is None:
         return None
-    turned = _only({use.node for use in product.outputs[0].uses()}, "Transpose")
+    turned = _only(_users(_behind_guard(product.outputs[0])), "Transpose")
     if turned is None or permutation(turned) != _HEADS_FIRST:
         return None
-    merged = _only({use.node for use in turned.outputs[0].uses()}, "Reshape")
+    merged = _only(_users(turned.outputs[0]), "Reshape")
     return None if merged is None else (merged, product.inputs[1])
+
+
+def _behind_guard(value: ir.Value) -> ir.Value:
+    """What a guard against empty rows makes of `value`, or `value` where there is none."""
+    users = _users(value)
+    guard = next((node for node in users if node.op_type == "Where"), None)
+    if guard is None or any(node is not guard and node.op_type != "IsNaN" for node in users):
+        return value
+    others = [small_array(each) for each in guard.inputs[1:] if each is not value]
+    zero = len(others) == 1 and others[0] is not None and not others[0].any()
+    return guard.outputs[0] if zero else value
+
+
+def _users(value: ir.Value) -> set[ir.Node]:
+    return {use.node for use in value.uses()}
 
 
 def _scores(
@@ -165,22 +180,35 @@ def _is_view(value: ir.Value | None) -> bool:
     return producer(value, "Transpose") is not None or producer(value, "Reshape") is not None
 
 
-def _split(value: ir.Value | None, order: list[int]) -> tuple[ir.Value, ir.Value] | None:
-    """(x, target shape) behind Transpose(Reshape(x `[B,S,H·D]`))."""
-    turned = producer(value, "Transpose")
-    if turned is None or permutation(turned) != order:
-        return None
-    apart = producer(turned.inputs[0], "Reshape")
-    if apart is None or apart.inputs[0] is None:
-        return None
-    return apart.inputs[0], _input(apart, 1)
+def _split(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """(x, value) for a value `[B,H,S,D]` made by Transpose(Reshape(x `[B,S,H·D]`))."""
+    x = _behind(value, (_HEADS_FIRST, None))
+    return None if x is None or value is None else (x, value)
 
 
 def _split_keys(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    turned = producer(value, "Transpose")
-    if turned is not None and permutation(turned) == _HEADS_LAST:
-        return _split(turned.inputs[0], _HEADS_FIRST)
-    return _split(value, _KEYS_TURNED)
+    """The same for kᵀ `[B,H,D,S]`, which may be turned in one step, in two, or as `[B·H,S,D]`."""
+    steps: tuple[tuple[list[int] | None, ...], ...]
+    steps = (
+        (_KEYS_TURNED, None),
+        (_HEADS_LAST, _HEADS_FIRST, None),
+        (None, [0, 2, 1], None, _HEADS_FIRST, None),
+    )
+    for chain in steps:
+        x = _behind(value, chain)
+        if x is not None and value is not None:
+            return x, value
+    return None
+
+
+def _behind(value: ir.Value | None, steps: tuple[list[int] | None, ...]) -> ir.Value | None:
+    """Walk up through Transposes of these permutations, and a Reshape for each None."""
+    for order in steps:
+        node = producer(value, "Reshape" if order is None else "Transpose")
+        if node is None or (order is not None and permutation(node) != order):
+            return None
+        value = node.inputs[0]
+    return value
 
 
 def _region(
@@ -192,22 +220,24 @@ def _region(
 ) -> Region | None:
     """The attention with what was run, or None where it does not fit."""
     scale = _scale(candidate, runs)
-    sizes = {role: _constant_tail(value, runs) for role, value in candidate.shapes.items()}
-    if scale is None or any(tail is None for tail in sizes.values()):
+    sizes = {role: _heads(value, runs, role == "k") for role, value in candidate.heads.items()}
+    if scale is None or len({heads for heads, _ in sizes.values()}) != 1 or sizes["k"] != sizes["q"]:
         return None
-    (heads, size), (kv_heads, k_size), (v_heads, v_size) = (sizes[role] for role in "qkv")  # type: ignore[misc]
-    if kv_heads != heads or v_heads != heads or k_size != size or min(heads, size, v_size) < 1:
+    (heads, size), v_size = sizes["q"], sizes["v"][1]
+    if min(heads, size, v_size) < 1:
         return None
     inputs: dict[str, ir.Value | None] = {"q": candidate.q, "k": candidate.k, "v": candidate.v}
     for term in candidate.terms:
+        if not any(run[term].any() for run in runs):
+            continue  # a mask of nothing
         role = "mask" if _padding_input(term, graph, cases, runs, masks) else "bias"
         if role in inputs:
             return None
         inputs[role] = term
     if "bias" in inputs and "mask" not in inputs:
         inputs["mask"] = inputs.pop("bias")  # its shape is not known: `lower` writes the queries' axis out
-    attrs = {"num_heads": heads, "kv_num_heads": heads, "head_dim": size, "v_head_dim": v_size, "scale": scale,
-             "causal": False, "layout": "bsh"}  # fmt: skip
+    attrs = {"num_heads": heads, "kv_num_heads": heads, "head_dim": size, "v_head_dim": v_size,
+             "scale": scale, "causal": False, "layout": "bsh"}  # fmt: skip
     return Region(
         id=f"{_module(candidate.softmax)}#attention",
         op="attention",
@@ -238,13 +268,12 @@ def _constant(value: ir.Value, runs: Sequence[Mapping[ir.Value, Array]]) -> Arra
     return arrays[0] if same else None
 
 
-def _constant_tail(value: ir.Value, runs: Sequence[Mapping[ir.Value, Array]]) -> tuple[int, int] | None:
-    """The last two entries of a target shape, where all runs agree on them (the first are batch and length)."""
-    known = small_array(value)
-    tails = [known[-2:]] if known is not None else [run[value][-2:] for run in runs]
-    if any(len(tail) != 2 for tail in tails) or any(tail[1] != tails[0][1] for tail in tails):
-        return None
-    return int(tails[0][0]), int(tails[0][1])
+def _heads(value: ir.Value, runs: Sequence[Mapping[ir.Value, Array]], turned: bool) -> tuple[int, int]:
+    """(heads, size of a head) of `[B,H,S,D]`, or of turned keys; (0, 0) where they vary."""
+    found = {
+        (run[value].shape[1], run[value].shape[2 if turned else 3]) for run in runs if run[value].ndim == 4
+    }
+    return found.pop() if len(found) == 1 else (0, 0)
 
 
 def _padding_input(
@@ -260,7 +289,8 @@ def _padding_input(
     for value in graph.inputs:
         name = str(value.name)
         if "mask" in name and all(
-            name in case and _is_additive(run[term], case[name]) for case, run in zip(cases, runs, strict=True)
+            name in case and _is_additive(run[term], case[name])
+            for case, run in zip(cases, runs, strict=True)
         ):
             masks[term] = Region(
                 id=f"{name}#mask{len(masks) or ''}", op="mask", attrs={"causal": False, "window": 0},
@@ -281,7 +311,7 @@ def _is_additive(term: Array, mask: Array) -> bool:
 
 
 def _module(softmax: ir.Node) -> str:
-    """"/encoder/layer.1/attention/self/Softmax" → "encoder.layer.1.attention.self"."""
+    """ "/encoder/layer.1/attention/self/Softmax" → "encoder.layer.1.attention.self"."""
     path = (softmax.name or "").strip("/").rpartition("/")[0]
     return path.replace("/", ".") or str(softmax.name or softmax.outputs[0].name)
 
@@ -289,10 +319,3 @@ def _module(softmax: ir.Node) -> str:
 def _only(nodes: set[ir.Node], op: str) -> ir.Node | None:
     node = next(iter(nodes)) if len(nodes) == 1 else None
     return node if node is not None and node.op_type == op and node.domain == "" else None
-
-
-def _input(node: ir.Node, position: int) -> ir.Value:
-    value = node.inputs[position]
-    if value is None:
-        raise ValueError(f"{node.name}: input {position} is missing")
-    return value

@@ -8,7 +8,7 @@ pattern search and replaces it whole.
 | op | inputs | attributes |
 |---|---|---|
 | attention | q, k, v, mask (float, additive), bias (float, additive) | num_heads, kv_num_heads, head_dim, v_head_dim, scale, causal, layout |
-| mask | padding (bool or int64 `[B,T]`) | causal, window (0: none) |
+| mask | padding (bool or int64 `[B,T]`); causal or window: queries, keys (their numbers) | causal, window (0: none) |
 | rotary | x, cos, sin `[B or 1,S,D]` | interleaved, layout, num_heads, head_dim |
 | gelu | x | approximate |
 
@@ -131,7 +131,9 @@ def _holds(region: Region) -> bool:
         return False
     if any(value.producer() not in inside for value in outputs):
         return False
-    return all(_stays_inside(value, inside) for n in region.nodes for value in n.outputs if value not in outputs)
+    return all(
+        _stays_inside(value, inside) for n in region.nodes for value in n.outputs if value not in outputs
+    )
 
 
 def _stays_inside(value: ir.Value, inside: set[ir.Node]) -> bool:

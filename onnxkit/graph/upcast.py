@@ -29,5 +29,5 @@ def bf16_to_fp32(model: ir.Model) -> None:
                 output.dtype = _TO
 
 
-def _widened(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(np.asarray(tensor.numpy()).astype(np.float32), name=tensor.name)

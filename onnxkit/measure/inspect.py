@@ -11,14 +11,13 @@ import onnx
 
 from onnxkit.artifact import HistoryEntry, ModelDir, Verification
 from onnxkit.artifact.specs import input_specs, output_specs
-from onnxkit.measure.weight_census import Census, take_census
+from onnxkit.measure.weight_census import Census, take_census, type_name
 from onnxkit.report import Report
 from onnxkit.runtime import TensorSpec
 from onnxkit.safety import read_model
 from onnxkit.safety.onnx_walk import all_nodes
 
 REGION_KEY, OPERATOR_KEY = "onnxkit.region", "onnxkit.op"
-_STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class ComponentReport:
         parameters: number of weights.
         weight_bytes: bytes of all initializers.
         bytes_by_dtype: the same, by dtype.
-        bytes_by_operator: the same, by the operator type that uses them.
+        bytes_by_operator: the same, by the operator type that uses them, as in `nodes_by_type`.
         nodes: total number of nodes, those in subgraphs and functions included.
         nodes_by_type: the same, by type; other domains than ONNX's own are prefixed.
         fused: nodes of ONNX Runtime's own operators, by type.
@@ -135,7 +134,7 @@ def _files(path: Path) -> dict[str, int]:
 def _component(name: str, root: Path, file: str) -> ComponentReport:
     model = read_model(root / file)
     census = take_census(model)
-    types = Counter(_type_name(node) for node in all_nodes(model))
+    types = Counter(type_name(node) for node in all_nodes(model))
     return ComponentReport(
         name=name,
         file=file,
@@ -154,10 +153,6 @@ def _component(name: str, root: Path, file: str) -> ComponentReport:
         regions=_regions(model),
         quantized=_quantized(census),
     )
-
-
-def _type_name(node: onnx.NodeProto) -> str:
-    return node.op_type if node.domain in _STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 def _fused(model: onnx.ModelProto) -> Counter[str]:

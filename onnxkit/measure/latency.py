@@ -28,9 +28,13 @@ DEFAULT_SECONDS = 1.0
 DEFAULT_WARMUP = 3
 FEWEST_RUNS = 5
 MOST_RUNS = 100_000
+# Turns the median absolute deviation of a normal distribution into its standard deviation.
+_SIGMA_PER_MAD = 1.4826
+# Standard error of a median over that of a mean, normal distribution: sqrt(pi / 2).
+_MEDIAN_PENALTY = math.sqrt(math.pi / 2)
 # Modified Z-score (Iglewicz and Hoaglin, 1993) above which a run is an outlier: ten standard
-# deviations; 1.4826 turns a median absolute deviation into one.
-OUTLIER_SCORE = 10 * 1.4826
+# deviations.
+OUTLIER_SCORE = 10 * _SIGMA_PER_MAD
 _NOISY = 0.10
 _BUSY_CORES = 0.25
 
@@ -70,7 +74,8 @@ class Ratio:
         of_means: ratio of mean times; `error` is its standard error.
         of_medians: ratio of median times.
         paired: median over rounds of the ratio within a round: what slow drift of the machine
-            disturbs least.
+            disturbs least; `paired_error` is its standard error (1.2533 sigma / sqrt(n), sigma from the
+            median absolute deviation).
     """
 
     name: str
@@ -78,6 +83,7 @@ class Ratio:
     of_means: float
     of_medians: float
     paired: float
+    paired_error: float
     error: float
 
 
@@ -288,13 +294,18 @@ def ratio(
     mine, base = (summarize(list(chain.from_iterable(rounds))) for rounds in (ours, theirs))
     quotient = mine.mean_ms / base.mean_ms
     variance = sum((each.stddev_ms / each.mean_ms) ** 2 / each.runs for each in (mine, base))
-    pairs = [np.median(a) / np.median(b) for a, b in zip(ours, theirs, strict=False) if len(a) and len(b)]
+    pairs = np.array(
+        [np.median(a) / np.median(b) for a, b in zip(ours, theirs, strict=False) if len(a) and len(b)]
+    )
+    paired = float(np.median(pairs))
+    deviation = _SIGMA_PER_MAD * float(np.median(np.abs(pairs - paired)))
     return Ratio(
         name=name,
         baseline=baseline,
         of_means=quotient,
         of_medians=mine.p50_ms / base.p50_ms,
-        paired=float(np.median(pairs)),
+        paired=paired,
+        paired_error=_MEDIAN_PENALTY * deviation / math.sqrt(len(pairs)),
         error=quotient * math.sqrt(variance),
     )
 

@@ -16,6 +16,7 @@ _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128,
     16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
 }  # fmt: skip
+_STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _FLOAT = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 _SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
 
@@ -57,6 +58,11 @@ def take_census(model: onnx.ModelProto) -> Census:
     return census
 
 
+def type_name(node: onnx.NodeProto) -> str:
+    """Return a node's operator type, with its domain in front where that is not ONNX's own."""
+    return node.op_type if node.domain in _STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
+
+
 def _count_graph(graph: onnx.GraphProto, census: Census) -> None:
     uses: dict[str, list[_Use]] = {}
     for node in graph.node:
@@ -91,7 +97,7 @@ def _consumers(name: str, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
 def _count_bytes(tensor: onnx.TensorProto, consumers: list[_Use], census: Census) -> None:
     size = (_elements(tensor) * _BITS.get(tensor.data_type, 0) + 7) // 8
     census.bytes_by_dtype[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += size
-    census.bytes_by_operator[consumers[0].node.op_type if consumers else "(unused)"] += size
+    census.bytes_by_operator[type_name(consumers[0].node) if consumers else "(unused)"] += size
 
 
 def _is_parameter(tensor: onnx.TensorProto, uses: list[_Use]) -> bool:

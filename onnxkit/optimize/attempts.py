@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxkit.errors import GateFailed, InputError
+from onnxkit.errors import InputError
 from onnxkit.graph import half_precision
 from onnxkit.graph.files import load_model, save_model
 from onnxkit.optimize import gate
@@ -17,7 +17,7 @@ from onnxkit.optimize.levels import Level
 from onnxkit.optimize.report import CheckResult, DroppedFusion
 from onnxkit.optimize.rewrite import Rewritten, rewrite
 from onnxkit.progress import Progress
-from onnxkit.runtime import Session
+from onnxkit.runtime import Session, provider_name
 
 _UNUSABLE = float("inf")
 
@@ -34,8 +34,8 @@ class Graph:
         ep: the provider's name.
         threads: of sessions.
         tolerance: key of `measure.agreement.TOLERANCES` that the result must keep.
-        reference: a session of the source.
-        cases: named inputs to compare on.
+        expected: inputs to compare on, and what the source makes of them.
+        upcast: whether the graph holds bfloat16, and is checked as float32.
         progress: is told what is left out.
     """
 
@@ -46,8 +46,8 @@ class Graph:
     ep: str
     threads: int | None
     tolerance: str
-    reference: Session
-    cases: tuple[gate.Case, ...]
+    expected: Sequence[gate.Expected]
+    upcast: bool
     progress: Progress
 
 
@@ -65,12 +65,11 @@ class Attempt:
 def settle(graph: Graph, disabled: Collection[str]) -> Attempt:
     """Write the best result that passes the check; a fusion that does not is left out with a warning.
 
-    Raises:
-        GateFailed: not even the result without any fusion passes.
+    Where nothing passes, the attempt that comes back says so in its `check`.
     """
     attempt = _try(graph, disabled)
     attempt = attempt if attempt.check.passed else _without_culprits(graph, set(disabled), attempt)
-    if not graph.level.half:
+    if not graph.level.half or not attempt.check.passed:
         return attempt
     left_out = {*disabled, *(each.name for each in attempt.dropped)}
     half = _half(graph, left_out)
@@ -84,6 +83,7 @@ def _without_culprits(graph: Graph, disabled: set[str], failed: Attempt) -> Atte
     names = [name for name, _ in failed.rewritten.lowered.most_common()]
     names.sort(key=lambda name: name not in inexact)
     trials = [[name] for name in names] + ([names] if len(names) > 1 else [])
+    attempt = failed
     for trial in trials:
         attempt = _try(graph, disabled | set(trial))
         if attempt.check.passed:
@@ -91,8 +91,7 @@ def _without_culprits(graph: Graph, disabled: set[str], failed: Attempt) -> Atte
                 attempt.dropped.append(_dropped(name, failed.check))
                 graph.progress.warn(_why(name, failed.check))
             return attempt
-        failed = attempt if trial is trials[-1] else failed
-    raise GateFailed(f"{graph.source.name}: the optimized graph {_differs(failed.check)}; nothing was published")
+    return attempt
 
 
 def _dropped(name: str, check: CheckResult) -> DroppedFusion:
@@ -100,10 +99,11 @@ def _dropped(name: str, check: CheckResult) -> DroppedFusion:
 
 
 def _why(name: str, check: CheckResult) -> str:
-    return f"{name} is left out: with it, the graph {_differs(check)}"
+    return f"{name} is left out: with it, the graph {differs(check)}"
 
 
-def _differs(check: CheckResult) -> str:
+def differs(check: CheckResult) -> str:
+    """Say how a result that failed the check failed it."""
     if check.worst == _UNUSABLE:
         return f"cannot be run or gives values that are not finite ({check.output}, {check.case})"
     return (
@@ -120,13 +120,16 @@ def _try(graph: Graph, disabled: Collection[str]) -> Attempt:
 
 
 def _rewrite(graph: Graph, model: ir.Model, disabled: Collection[str]) -> Rewritten:
-    padded = [feeds for name, feeds in graph.cases if name.startswith(("batch", "right", "left"))]
+    padded = [case.feeds for case in graph.expected if case.name.startswith(("batch", "right", "left"))]
+    padded = padded or [case.feeds for case in graph.expected[:1]]
+    if graph.upcast:
+        padded = []  # it cannot be run as it is: attention is read from the metadata only
     return rewrite(
         model,
         graph.level,
         graph.dialect,
         disabled=disabled,
-        cases=padded or [feeds for _, feeds in graph.cases[:1]],
+        cases=padded,
         scratch=graph.target.parent,
     )
 
@@ -135,8 +138,10 @@ def _write_and_check(graph: Graph, model: ir.Model) -> tuple[Session | None, Che
     """Save, load and compare; what ONNX Runtime refuses to load or run has failed the check, too."""
     save_model(model, graph.target)
     try:
-        session = gate.open_judged(graph.target, graph.ep, graph.threads, graph.progress)
-        return session, gate.check(graph.reference, session, graph.cases, graph.tolerance)
+        session = gate.open_judged(
+            graph.target, graph.ep, threads=graph.threads, upcast=graph.upcast, progress=graph.progress
+        )
+        return session, gate.check(graph.expected, session, graph.tolerance)
     except InputError as error:
         failed = CheckResult(
             passed=False,
@@ -144,8 +149,8 @@ def _write_and_check(graph: Graph, model: ir.Model) -> tuple[Session | None, Che
             worst=_UNUSABLE,
             case="loading or running it",
             output=str(error),
-            cases=tuple(name for name, _ in graph.cases),
-            provider=graph.reference.provider,
+            cases=tuple(case.name for case in graph.expected),
+            provider=provider_name(graph.ep),
         )
         return None, failed
 
@@ -157,7 +162,7 @@ def _half(graph: Graph, disabled: Collection[str]) -> Attempt:
     def passes(keep: Collection[str]) -> bool:
         model = load_model(graph.source)
         rewritten = _rewrite(graph, model, disabled)
-        result = half_precision.to_float16(model, keep=keep)
+        result = half_precision.to_float16(model, keep={*overflow, *keep})
         session, check = _write_and_check(graph, model)
         attempt = Attempt(rewritten=rewritten, check=check, session=session, kept_float32=result.kept)
         trials.append((frozenset(keep), attempt))
@@ -165,15 +170,18 @@ def _half(graph: Graph, disabled: Collection[str]) -> Attempt:
 
     model = load_model(graph.source)
     _rewrite(graph, model, disabled)
+    overflow = half_precision.overflowing(model, [case.feeds for case in graph.expected], graph.target.parent)
+    if overflow:
+        graph.progress.note(f"{len(overflow)} nodes stay float32: float16 does not hold their values")
     keep = half_precision.search_kept(half_precision.stages(model), passes)
     first = trials[0][1].check
     if keep is None:
-        raise GateFailed(f"{graph.source.name} in float16 {_differs(first)}; nothing was published")
+        return trials[0][1]
     if trials[-1][0] != frozenset(keep):
         passes(keep)  # the file holds the search's last trial, which was another one
     attempt = trials[-1][1]
     if keep:
         graph.progress.warn(
-            f"{len(attempt.kept_float32)} nodes stay float32: all in float16, the graph {_differs(first)}"
+            f"{len(attempt.kept_float32)} nodes stay float32: all in float16, the graph {differs(first)}"
         )
     return attempt

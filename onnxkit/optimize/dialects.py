@@ -31,8 +31,9 @@ class Dialect:
 
     def names(self) -> tuple[str, ...]:
         """Return every name that can be disabled, in the order of the tables."""
-        rows = (*self.lowerings, *self.foreign, *self.neighbours, *self.approximations)
-        return tuple(dict.fromkeys(row.name for row in rows))
+        patterns = (*self.foreign, *self.neighbours, *self.approximations)
+        names = [*(row.name for row in self.lowerings), *(row.name for row in patterns)]
+        return tuple(dict.fromkeys(names))
 
 
 DIALECTS: dict[str, Dialect] = {

@@ -20,7 +20,7 @@ from onnxkit.runtime import Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 
-ENOUGH_WIDENING = 0.03
+ENOUGH_WIDENING = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Collected:
         """A number of samples that would do, or None when there were enough.
 
         The ranges of a calibrator that only widens grow less with each doubling of the samples; growth is
-        taken to halve with each. Enough is when the last doubling widened them by less than 3 % on average.
+        taken to halve with each. Enough is when the last doubling widened them by less than 5 % on average.
         """
         if self.widening is None:
             return 32

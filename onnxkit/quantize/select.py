@@ -192,9 +192,14 @@ def _compiled(patterns: Iterable[str], nodes: Sequence[ir.Node], flag: str) -> l
 
 
 def _nearest(text: str, names: Sequence[str]) -> str:
+    """The three names with the longest part in common with the pattern's plain text."""
     plain = re.sub(r"[\\^$()\[\]?*+|]", "", text)
-    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.0)
-    return ", ".join(near) if near else "none"
+
+    def common(name: str) -> tuple[int, int]:
+        match = difflib.SequenceMatcher(None, plain, name, autojunk=False).find_longest_match()
+        return -match.size, len(name)
+
+    return ", ".join(sorted(names, key=common)[:3]) or "none"
 
 
 def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:

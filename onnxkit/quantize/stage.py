@@ -210,8 +210,14 @@ def _try_out(job: _Job, staging: Path, outcome: _Outcome) -> Measurement | None:
 def _yardstick(job: _Job, outcome: _Outcome) -> Yardstick:
     options, held_out = job.options, outcome.held_out
     if options.eval is not None:
+        name = str(options.eval)
+        if outcome.calibration is not None and _same_file(options.eval, options.calibration):
+            name += ", the calibration set itself"
+            job.progress.warn(
+                "--eval is the calibration set itself: leave it away, and a part is kept out of it"
+            )
         data = _read(job, options.eval, MOST_COMPARED)
-        return yardstick_of(data, str(options.eval), job.progress, file=options.eval)
+        return yardstick_of(data, name, job.progress, file=options.eval)
     if held_out is not None:
         kept = ", kept out of calibration" if outcome.calibration is not None else ""
         return yardstick_of(held_out, f"{held_out.source}{kept}", job.progress)
@@ -221,6 +227,10 @@ def _yardstick(job: _Job, outcome: _Outcome) -> Yardstick:
             f"accuracy is measured on {yardstick.name}, which says little about real data: pass --eval"
         )
     return yardstick
+
+
+def _same_file(one: Path, other: Path | None) -> bool:
+    return other is not None and one.exists() and other.exists() and one.samefile(other)
 
 
 def _comment(measurement: Measurement, progress: Progress) -> None:

@@ -73,6 +73,7 @@ def test_pairs_forgive_drift() -> None:
     ours = [[11.0]] * 5 + [[22.0]] * 5
     (got,) = compare_rounds({"a": base, "b": ours}).ratios
     assert got.paired == pytest.approx(1.1)
+    assert got.paired_error == pytest.approx(0.0)
 
 
 def test_calls_take_turns_and_turn_around() -> None:

@@ -49,7 +49,7 @@ def publish(folder: Path, *, error: float = 0.0, tolerance: float | None = 1e-4)
 def test_a_good_directory(text_dir: Path) -> None:
     report = verify_model(publish(text_dir))
     assert report.passed and report.files == 3
-    assert report.against == "PyTorch" and report.tolerance == 1e-4
+    assert "PyTorch" in report.against and report.tolerance == 1e-4
     assert [row.case for row in report.outputs] == list(CASES)
     assert report.worst.relative == 0.0
     assert report.session.provider == "CPUExecutionProvider"

@@ -104,7 +104,7 @@ def test_samples_that_are_the_same_are_counted_once(exposed):
 
 @pytest.mark.parametrize(
     ("samples", "widening", "enough"),
-    [(1, None, 32), (8, 0.02, None), (8, 0.05, 16), (8, 0.12, 32), (16, 0.3, 256)],
+    [(1, None, 32), (8, 0.02, None), (8, 0.08, 16), (8, 0.12, 32), (16, 0.3, 128)],
 )
 def test_how_many_samples_would_do(samples, widening, enough):
     assert Collected(ranges={}, samples=samples, distinct=samples, widening=widening).enough == enough

@@ -17,8 +17,10 @@ from onnxkit.graph import files
 from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, judge, quantize_model
 from onnxkit.quantize.report import SpeedChange
+from onnxkit.runtime import import_onnxruntime, open_session
+from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
 from tests.model_dirs import VOCABULARY, WORDS, save_graph, save_tokenizer
-from tests.quantize.graphs import mlp_dir, random
+from tests.quantize.graphs import ONE, cosine, mlp_dir, random
 
 
 class Heard(Progress):
@@ -326,3 +328,45 @@ def test_calibration_that_nothing_would_read_is_a_usage_error(tmp_path):
         run(mlp_dir(tmp_path / "in"), tmp_path / "out", calibration=rows, measure=False)
     report, _ = run(tmp_path / "in", tmp_path / "out", calibration=rows)
     assert report.measurement.measured_on == str(rows)
+
+
+def test_measuring_on_the_calibration_set_is_said(tmp_path):
+    rows = save_rows(tmp_path / "c.npz", 40)
+    options = {"scheme": "int8-static", "calibration": rows, "eval": rows}
+    report, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out", **options)
+    assert report.measurement.measured_on.endswith("the calibration set itself")
+    assert any("calibration set itself" in text for text in heard.warnings)
+
+
+def test_one_scale_per_tensor(tmp_path):
+    report, _ = run(mlp_dir(tmp_path / "in"), tmp_path / "out", per_channel=False)
+    scales = [
+        t for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer if t.name.endswith(".scale")
+    ]
+    assert scales
+    assert all(len(set(numpy_helper.to_array(scale).tolist())) == 1 for scale in scales)
+    assert report.measurement.agreement[0].cosine > 0.99
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_worse_than_stock_dynamic_quantization(tmp_path, seed):
+    import_onnxruntime()
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source = tmp_path / "in"
+    source.mkdir()
+    save_plain(build_encoder(EncoderSpec(layers=4), seed=seed), source / "model.onnx")
+    stock = tmp_path / "stock.onnx"
+    quantize_dynamic(source / "model.onnx", stock, weight_type=QuantType.QInt8, per_channel=True)
+    run(source, tmp_path / "out", measure=False)
+    sessions = [
+        open_session(path, ONE) for path in (source / "model.onnx", stock, tmp_path / "out" / "model.onnx")
+    ]
+    found = []
+    for case in range(6):
+        given = feeds(4, 12, padding="right", seed=case)
+        right, theirs, ours = (one.run(given)["last_hidden_state"] for one in sessions)
+        valid = given["attention_mask"].astype(bool)
+        found.append((cosine(ours[valid], right[valid]), cosine(theirs[valid], right[valid])))
+    ours, theirs = np.mean(found, axis=0)
+    assert ours >= theirs

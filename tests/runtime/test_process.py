@@ -56,7 +56,7 @@ def test_ctrl_c_ends_a_run(tmp_path: Path) -> None:
     process.kill() if process.poll() is None and answer != "interrupted\n" else None
     assert answer == "interrupted\n"
     assert process.wait(timeout=30) == 130
-    assert waited < 1.0  # 0.1 s on an idle machine; tests share theirs
+    assert waited < 2.0  # 0.1 s on an idle machine; tests share theirs
 
 
 def test_importing_the_package_imports_no_runtime(tmp_path: Path) -> None:

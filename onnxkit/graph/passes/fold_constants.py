@@ -8,7 +8,9 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxkit.graph.edit import SMALL, Editor, dimensions, small_array
 
-_NOT_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
+_NOT_FOLDED = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+)
 
 
 class FoldConstants(ir.passes.InPlacePass):
@@ -78,6 +80,8 @@ def _evaluate(node: ir.Node, inputs: dict[str, np.ndarray], opset: int) -> list[
     try:
         results = ReferenceEvaluator(proto, opsets={"": opset}).run(None, inputs)
     except Exception:  # the reference implementation raises what its numpy code raises: leave the node be
+        return None
+    if not all(isinstance(result, (np.ndarray, np.generic)) for result in results):  # a sequence
         return None
     arrays = [np.asarray(result) for result in results]
     return arrays if all(array.size <= SMALL for array in arrays) else None

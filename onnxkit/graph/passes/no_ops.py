@@ -8,7 +8,7 @@ from onnxkit.graph.edit import Editor, dimensions, permutation, producer, small_
 
 
 class DropNoOps(ir.passes.InPlacePass):
-    """Drop Identity, inference Dropout, casts to the same type, and reshapes and expansions to the same shape."""
+    """Drop Identity, inference Dropout, casts to the same type, reshapes and expansions to the same shape."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Let users of such a node read its input."""

@@ -10,7 +10,7 @@ Sizes = tuple[int | str | None, ...]
 
 
 class StaticReshapeTargets(ir.passes.InPlacePass):
-    """Write targets as constants: known sizes, 0 for an axis that is copied, −1 for at most one other."""
+    """Write targets as constants: known sizes, 0 for an axis that is copied, -1 for at most one other."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Needs the shapes of a trace on the values."""

@@ -41,7 +41,8 @@ def permute_weight(weight: ir.Value, order: list[int]) -> None:
     tensor = weight.const_value
     if tensor is None:
         raise ValueError(f"{weight.name} has no content")
-    shape = ir.Shape([tensor.shape[axis] for axis in order])
+    sizes = tensor.shape.numpy()
+    shape = ir.Shape([sizes[axis] for axis in order])
     weight.const_value = ir.LazyTensor(
         _permuted(tensor, order, weight.name), dtype=tensor.dtype, shape=shape, name=weight.name
     )

@@ -1,0 +1,190 @@
+"""Float16 conversion: types at the boundary, what stays float32, and the search for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxkit.graph.dtypes import infer_dtypes
+from onnxkit.graph.files import load_model, save_model
+from onnxkit.graph.half_precision import overflowing, search_kept, stages, to_float16
+from onnxkit.runtime import RuntimeOptions, open_session
+from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
+
+ONE = RuntimeOptions(threads=1)
+
+
+def loaded(tmp_path, spec=None):
+    save_plain(build_encoder(spec), tmp_path / "in.onnx")
+    return load_model(tmp_path / "in.onnx")
+
+
+def graph_of(nodes, tensors, *, inputs=("x",), outputs=("y",)) -> ir.Model:
+    values = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 4]) for name in names]
+        for names in (inputs, outputs)
+    ]
+    stored = [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in tensors.items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", *values, stored),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize(
+    "spec", [EncoderSpec(), EncoderSpec(rotary=True, window=2), EncoderSpec(position_bias=True)]
+)
+def test_result_is_near_and_its_interface_unchanged(tmp_path, spec):
+    model = loaded(tmp_path, spec)
+    result = to_float16(model)
+    assert result.converted > 40
+    save_model(model, tmp_path / "out.onnx")
+    before, after = (open_session(tmp_path / file, ONE) for file in ("in.onnx", "out.onnx"))
+    assert before.inputs == after.inputs
+    assert [(s.name, s.dtype) for s in before.outputs] == [(s.name, s.dtype) for s in after.outputs]
+    case = feeds(3, 9, padding="left")
+    valid = case["attention_mask"].astype(bool)
+    expected, got = (session.run(case)["last_hidden_state"][valid] for session in (before, after))
+    assert np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_every_weight_is_halved_once(tmp_path):
+    model = loaded(tmp_path)
+    to_float16(model)
+    weights = [
+        v
+        for v in model.graph.initializers.values()
+        if v.const_value.size > 1 and v.dtype != ir.DataType.INT64
+    ]
+    assert {value.dtype for value in weights} == {ir.DataType.FLOAT16}
+    assert not [value.name for value in weights if value.name.endswith("/float16")]
+
+
+def test_kept_nodes_read_and_make_float32(tmp_path):
+    model = loaded(tmp_path)
+    result = to_float16(model, keep={"encoder.layer.0.up"})
+    assert result.kept == ("encoder.layer.0.up",)
+    node = next(node for node in model.graph if node.name == "encoder.layer.0.up")
+    assert {value.dtype for value in (*node.inputs, *node.outputs)} == {ir.DataType.FLOAT}
+    assert node.inputs[0].producer().op_type == "Cast"
+    save_model(model, tmp_path / "out.onnx")
+    open_session(tmp_path / "out.onnx", ONE).run(feeds(2, 5))
+
+
+def test_masks_become_values_that_sums_do_not_overflow(tmp_path):
+    model = loaded(tmp_path, EncoderSpec(window=2))
+    to_float16(model)
+    lowest = min(
+        float(value.const_value.numpy().min())
+        for value in model.graph.initializers.values()
+        if value.dtype == ir.DataType.FLOAT16
+    )
+    assert lowest == -32752.0
+
+
+@pytest.mark.parametrize("stored", [1e6, 1e-12], ids=["too large", "an epsilon"])
+def test_constants_that_float16_does_not_hold_keep_their_node_float32(stored):
+    model = graph_of([helper.make_node("Add", ["x", "c"], ["y"], name="sum")], {"c": stored})
+    result = to_float16(model)
+    assert result.kept == ("sum",)
+    assert model.graph.initializers["c"].dtype == ir.DataType.FLOAT
+
+
+def test_delicate_operators_stay_float32():
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], name="square"),
+        helper.make_node("ReduceSum", ["square"], ["y"], name="sum", keepdims=1),
+    ]
+    model = graph_of(nodes, {})
+    assert to_float16(model).converted == 1
+    kinds = {node.name: {value.dtype for value in node.outputs} for node in model.graph}
+    assert kinds["square"] == {ir.DataType.FLOAT16}
+    assert kinds["sum"] == {ir.DataType.FLOAT}
+
+
+def test_values_that_leave_the_range_are_found_by_running(tmp_path):
+    nodes = [
+        helper.make_node("Mul", ["x", "big"], ["large"], name="large"),
+        helper.make_node("Mul", ["large", "small"], ["back"], name="back"),
+        helper.make_node("Relu", ["back"], ["y"], name="end"),
+    ]
+    model = graph_of(nodes, {"big": 6e4, "small": 1e-4})
+    case = {"x": np.full((2, 4), 3.0, np.float32)}
+    assert overflowing(model, [case], tmp_path) == ("large", "back")
+    assert [node.name for node in model.graph] == ["large", "back", "end"]
+
+
+def test_subgraphs_keep_reading_float32():
+    branch = helper.make_graph(
+        [helper.make_node("Add", ["h", "h"], ["twice"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("twice", TensorProto.FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["h"], ["same"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"], name="relu"),
+        helper.make_node("If", ["flag"], ["y"], name="if", then_branch=branch, else_branch=other),
+    ]
+    model = graph_of(nodes, {})
+    flag = ir.Value(name="flag", const_value=ir.tensor(np.array(True), name="flag"))
+    model.graph.register_initializer(flag)
+    for node in model.graph:
+        for position, value in enumerate(node.inputs):
+            if value is not None and value.name == "flag":
+                node.replace_input_with(position, flag)
+    to_float16(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    x = np.array([[-1, 2, 3, 4]], np.float32)
+    y = open_session(proto.SerializeToString(), ONE).run({"x": x})["y"]
+    np.testing.assert_array_equal(y, 2 * np.maximum(x, 0))
+
+
+def test_stages_are_the_layers(tmp_path):
+    parts = stages(loaded(tmp_path, EncoderSpec(layers=3)))
+    assert sum(len(part) for part in parts) == len(list(loaded(tmp_path, EncoderSpec(layers=3)).graph))
+    assert any("encoder.layer.1.up" in part and "encoder.layer.1.down" in part for part in parts)
+
+
+@given(st.integers(1, 20), st.data())
+def test_the_search_finds_the_smallest_window(count, data):
+    needed = data.draw(st.sets(st.integers(0, count - 1)))
+    parts = [[f"n{number}"] for number in range(count)]
+    trials: list[int] = []
+
+    def passes(keep) -> bool:
+        trials.append(len(keep))
+        return {f"n{number}" for number in needed} <= set(keep)
+
+    found = search_kept(parts, passes)
+    expected = range(min(needed), max(needed) + 1) if needed else range(0)
+    assert found == tuple(f"n{number}" for number in expected)
+    assert len(trials) <= 2 + 2 * 5
+
+
+def test_the_search_gives_up_where_nothing_helps():
+    assert search_kept([["a"], ["b"]], lambda keep: False) is None
+
+
+def test_dtypes_are_told_for_every_value(tmp_path):
+    for spec in (EncoderSpec(), EncoderSpec(causal=True, rotary=True)):
+        model = loaded(tmp_path, spec)
+        infer_dtypes(model)
+        assert all(value.dtype is not None for node in model.graph for value in node.outputs)
+        kinds = {node.op_type: node.outputs[0].dtype for node in model.graph}
+        assert kinds.get("Shape", ir.DataType.INT64) == ir.DataType.INT64
+        assert kinds["Where"] == ir.DataType.FLOAT
+        assert kinds["Unsqueeze"] == ir.DataType.BOOL or spec.causal
