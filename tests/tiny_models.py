@@ -18,6 +18,10 @@ _SIZE = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "
 _TEXT = {**_SIZE, "vocab_size": 128, "max_position_embeddings": 64}
 _IMAGE = {**_SIZE, "image_size": 32, "patch_size": 8}
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_T5 = {
+    "d_model": 32, "d_ff": 64, "num_layers": 3, "num_heads": 4, "d_kv": 8, "vocab_size": 128,
+    "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
 _WHISPER = {
     "d_model": 32, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128,
@@ -25,8 +29,8 @@ _WHISPER = {
     "decoder_start_token_id": 3, **_ENDS,
 }  # fmt: skip
 _WAV2VEC2 = {
-    **_SIZE, "vocab_size": 128, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
-    "feat_extract_norm": "layer",
+    **_SIZE, "vocab_size": 128, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer",
 }  # fmt: skip
 _DEBERTA = {
     **_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
@@ -91,12 +95,12 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _text("clip-text", "CLIPText", {**_TEXT, "hidden_act": "quick_gelu", **_ENDS}),
     _text("siglip-text", "SiglipText", {**_TEXT, "max_position_embeddings": 16, **_ENDS}),
     _image("clip-vision", "CLIPVision", {**_IMAGE, "hidden_act": "quick_gelu"}),
-    _image("siglip-vision", "SiglipVision", level="L2"),
+    _image("siglip-vision", "SiglipVision"),
     _image("vit", "ViT"),
     _image("deit", "DeiT"),
     _image("dinov2", "Dinov2"),
-    _image("beit", "Beit", {**_IMAGE, "use_relative_position_bias": True}, level="L3"),
-    _image("swin", "Swin", _SWIN, level="L3"),
+    _image("beit", "Beit", {**_IMAGE, "use_relative_position_bias": True}, level="L2"),
+    _image("swin", "Swin", _SWIN, level="L2"),
     _image(
         "convnext",
         "ConvNext",
@@ -108,6 +112,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
         level="L2",
     ),
+    _text("t5", "T5", _T5),
     _text("whisper", "Whisper", _WHISPER, kind="audio"),
     _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio", level="L2"),
     _head("bert-classifier", "text-classification", "BertForSequenceClassification", **_LABELS),
@@ -225,7 +230,7 @@ def _save_tokenizer(directory: Path, tiny: TinyModel) -> None:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_max_length=int(tiny.settings["max_position_embeddings"]) - 2,
+        model_max_length=int(tiny.settings.get("max_position_embeddings", 64)) - 2,
     )
     fast.save_pretrained(directory)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxkit.artifact.companions import is_weights
 from onnxkit.errors import InputError
-from onnxkit.safety import check_directory, printable
+from onnxkit.safety import check_directory, path_kind, printable
 
 # Where optimum, transformers.exporters, sentence-transformers and transformers.js put it.
 _USUAL = ("model.onnx", "onnx/model.onnx")
@@ -25,9 +25,10 @@ def locate(path: Path) -> tuple[Path, str]:
         InputError: nothing there, no ONNX file, or several of them; it says what to do.
         UnsafeError: a link in the directory leads out of it.
     """
-    if path.is_file():
+    kind = path_kind(path)
+    if kind in ("file", "other"):
         return _of_file(path)
-    if not path.exists():
+    if kind == "missing":
         raise InputError(_missing(path))
     check_directory(path)
     for name in _USUAL:

@@ -22,6 +22,7 @@ from onnxkit.safety import (
     check_directory,
     contained,
     external_files,
+    path_kind,
     read_json,
     read_json_value,
     read_model,
@@ -63,7 +64,7 @@ class ModelDir:
         """
         path = Path(path)
         asked = None if task is None else normalize_task(task)
-        root, file = (path, None) if (path / MANIFEST_NAME).is_file() else locate(path)
+        root, file = (path, None) if path_kind(path / MANIFEST_NAME) == "file" else locate(path)
         manifest = _read_manifest(root) if (root / MANIFEST_NAME).is_file() else None
         if manifest and (file is None or any(c.file == file for c in manifest.components.values())):
             return _open_ours(root, manifest, asked)

@@ -17,6 +17,7 @@ from onnxkit.safety import printable, read_json_value
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_WRONG_NAME = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -70,7 +71,11 @@ def check_target(out: str | Path, *, overwrite: bool) -> None:
     """
     target = Path(out)
     shown = printable(str(target), limit=300)
-    if target.is_symlink():
+    try:
+        linked = target.is_symlink()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+        raise UsageError(f"the output {shown} is no usable path") from error
+    if linked:
         raise UnsafeError(f"{shown} is a symlink; name the directory itself as the output")
     if not target.exists():
         return
@@ -122,8 +127,12 @@ def _not_ours(target: Path) -> str:
 def _make_parents(parent: Path) -> list[Path]:
     """Make missing parents; return those that were made, innermost first."""
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
-    with _disk_errors(parent):
+    try:
         parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        shown = printable(str(parent), limit=300)
+        kind = UsageError if error.errno in _WRONG_NAME else ResourceError
+        raise kind(f"cannot make the directory {shown}: {error.strerror}; name another place") from error
     return missing
 
 
@@ -183,9 +192,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
             raise ResourceError(f"the disk is full while writing {shown}; nothing was published") from error
         if error.errno in _READ_ONLY and _concerns(error, target.parent):
             raise ResourceError(f"cannot write {shown}: {error.strerror}; name another place") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG) and _concerns(
-            error, target.parent
-        ):
+        if error.errno in _WRONG_NAME and _concerns(error, target.parent):
             raise UsageError(f"cannot make {shown}: {error.strerror}") from error
         raise
 

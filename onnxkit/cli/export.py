@@ -193,7 +193,6 @@ def _verified(report: ExportReport) -> str:
     check = report.verification
     if check is None:
         return "no (--no-verify)"
-    return (
-        f"against {check.against} on {figures.plural(len(check.cases), 'case')}: worst {check.worst:.1e} of "
-        f"{check.tolerance:.0e} allowed ({check.output})"
-    )
+    cases = figures.plural(len(check.cases), "case")
+    judged = figures.judged(check.worst, check.tolerance)
+    return f"against {check.against} on {cases}: {judged} ({check.output})"

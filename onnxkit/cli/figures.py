@@ -52,6 +52,18 @@ def seconds(value: float | None) -> str:
     return "-" if value is None else f"{digits(value)} s"
 
 
+def difference(value: float | None) -> str:
+    """Write a relative difference: `3.2e-07`, `none` for equal bit by bit, `-` for not a number."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.1e}" if value else "none"
+
+
+def judged(worst: float, tolerance: float) -> str:
+    """Write a relative difference beside what is allowed."""
+    return f"worst difference {difference(worst)} of {tolerance:.0e} allowed"
+
+
 def share(part: float, whole: float) -> str:
     """Write a part of a whole as percent; `-` where there is no whole."""
     return f"{100 * part / whole:.1f} %" if whole else "-"

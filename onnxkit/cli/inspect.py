@@ -58,7 +58,7 @@ def show(console: Console, report: InspectReport) -> None:
 
 
 def _verified(verified: Verification) -> str:
-    return f"against {verified.against}, worst {verified.worst:.1e} of {verified.tolerance:.0e} allowed"
+    return f"against {verified.against}, {figures.judged(verified.worst, verified.tolerance)}"
 
 
 def _show_component(console: Console, component: ComponentReport) -> None:

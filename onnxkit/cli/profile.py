@@ -215,7 +215,7 @@ def _time_row(name: str, row: Measurement) -> tuple[str, ...]:
         f"{figures.digits(latency.mean_ms)}{doubt}",
         str(latency.runs),
         figures.digits(row.first_run_ms),
-        "" if ratio is None else f"{ratio.paired:.2f} ± {ratio.error:.2f}",
+        "" if ratio is None else f"{ratio.paired:.2f} ± {ratio.paired_error:.2f}",
     )
 
 

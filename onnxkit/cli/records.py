@@ -15,7 +15,7 @@ from onnxkit.report import to_plain
 
 Record = Mapping[str, Any]
 Row = Sequence[str]
-SAMPLE_WIDTH = 44
+SAMPLE_WIDTH = 40
 SAMPLE_COLUMNS = ("text", "text_pair", "question", "prompt", "image", "audio")
 
 _SAMPLE = Column("input")
@@ -36,7 +36,7 @@ def score(value: float | None) -> str:
 
 
 def _labelled(sample: str, record: Record) -> list[Row]:
-    others = [f"{one['label']} {score(one['score'])}" for one in record.get("scores", ())[1:3]]
+    others = [f"{one['label']} {score(one['score'])}" for one in record.get("scores", ())[1:2]]
     label = ", ".join(record["labels"]) or "(none)" if "labels" in record else str(record["label"])
     return [(sample, label, score(record["score"]), ", ".join(others))]
 

@@ -49,7 +49,7 @@ def show(console: Console, report: VerifyReport) -> None:
             ("verified" if report.passed else "FAILED", report.path),
             ("files", f"{figures.plural(report.files, 'digest')} match" if report.files else "no digests"),
             ("against", report.against),
-            ("worst", f"{figures.digits(worst.relative)} ({worst.output}, {worst.case}){allowed}"),
+            ("worst", f"{figures.difference(worst.relative)} ({worst.output}, {worst.case}){allowed}"),
             ("onnxruntime", f"{report.machine.onnxruntime}, {figures.placement(report.session.nodes)} nodes"),
             ("took", figures.seconds(report.wall_s)),
         ]
@@ -58,7 +58,13 @@ def show(console: Console, report: VerifyReport) -> None:
     console.table(
         [Column("case"), Column("output"), *(Column(title, number=True) for title in titles)],
         [
-            (one.case, one.output, f"{one.relative:.1e}", f"{one.max_abs:.1e}", f"{one.cosine:.7f}")
+            (
+                one.case,
+                one.output,
+                figures.difference(one.relative),
+                figures.difference(one.max_abs),
+                f"{one.cosine:.7f}",
+            )
             for one in report.outputs
         ],
     )

@@ -1,4 +1,4 @@
-"""Checkpoint to model directory: the tracer with its hooks, the native fallback, PyTorch's side of the check."""
+"""From a checkpoint to a model directory: tracer and hooks, native fallback, PyTorch's side of the check."""
 
 from __future__ import annotations
 

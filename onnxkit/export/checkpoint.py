@@ -79,7 +79,8 @@ class Checkpoint:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.weights_path, **self.load_arguments())
+            config: PretrainedConfig = AutoConfig.from_pretrained(self.weights_path, **self.load_arguments())
+            return config
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             kind = self.settings.get("model_type", "no model_type")
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -109,7 +110,9 @@ def open_checkpoint(source: str, access: Access) -> Checkpoint:
     elif _HUB_ID.fullmatch(source) and not source.startswith("."):
         path, commit = _download(source, access)
     else:
-        raise InputError(f"there is no directory {printable(source)}, and it is no Hub id (organisation/name)")
+        raise InputError(
+            f"there is no directory {printable(source)}, and it is no Hub id (organisation/name)"
+        )
     if access.subfolder:
         path = contained(path, access.subfolder)
     return _describe(source, path, commit, access)
@@ -145,14 +148,15 @@ def _download(source: str, access: Access) -> tuple[Path, str]:
     wanted = [*_WANTED, *(_PICKLES if access.allow_pickle else ())]
     prefix = f"{access.subfolder.strip('/')}/" if access.subfolder else ""
     try:
-        path = huggingface_hub.snapshot_download(
-            source,
-            revision=access.revision,
-            token=access.token,
-            allow_patterns=[prefix + pattern for pattern in wanted],
-            ignore_patterns=[prefix + pattern for pattern in _UNWANTED],
-            local_files_only=access.offline,
-        )
+        with quiet_hub(offline=access.offline):
+            path = huggingface_hub.snapshot_download(
+                source,
+                revision=access.revision,
+                token=access.token,
+                allow_patterns=[prefix + pattern for pattern in wanted],
+                ignore_patterns=[prefix + pattern for pattern in _UNWANTED],
+                local_files_only=access.offline,
+            )
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise EnvironmentProblem(
             f"{source} is no local directory, and it is neither in the Hub cache nor can the Hub be reached"
@@ -172,7 +176,9 @@ def _refusal(source: str, access: Access, error: Exception) -> OnnxkitError:
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{source} has no revision {access.revision}")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return InputError(f"there is neither a directory nor a Hub repository {source} (private ones need --token)")
+        return InputError(
+            f"there is neither a directory nor a Hub repository {source} (private ones need --token)"
+        )
     return EnvironmentProblem(f"the Hub does not give {source}: {error}")
 
 

@@ -22,7 +22,9 @@ _TEXT_TASKS = frozenset(
 _SLOW = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
 
 
-def write_companions(checkpoint: Checkpoint, staging: Path, *, task: str, text: bool, progress: Progress) -> None:
+def write_companions(
+    checkpoint: Checkpoint, staging: Path, *, task: str, text: bool, progress: Progress
+) -> None:
     """Copy what belongs to the checkpoint; make tokenizer.json where only a slow tokenizer stands.
 
     Raises:
@@ -51,5 +53,7 @@ def _convert_tokenizer(checkpoint: Checkpoint, staging: Path) -> None:
             f"{checkpoint.source}: its tokenizer cannot be converted to tokenizer.json: {reason}"
         ) from error
     if backend is None:
-        raise InputError(f"{checkpoint.source}: its tokenizer has no fast form, so no tokenizer.json can be written")
+        raise InputError(
+            f"{checkpoint.source}: its tokenizer has no fast form, so no tokenizer.json can be written"
+        )
     backend.save(str(staging / "tokenizer.json"))

@@ -6,15 +6,18 @@ out the decompositions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema, get_schema
 from onnxscript import evaluator
+from onnxscript.function_libs.torch_lib import ops as _torchlib_ops  # noqa: F401 - fills the registry
+from onnxscript.function_libs.torch_lib.registration import default_registry
 from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _core, _registration
+from torch.onnx._internal.exporter._torchlib import _torchlib_registry
 
 from onnxkit.export import fx
 from onnxkit.export.hooks import OPS
@@ -64,7 +67,12 @@ _GELU = _schema(semantic.GELU, {"x": _FLOATS}, _FLOATS, approximate=_kind.STRING
 
 
 def _emit(schema: OpSchema, *inputs: Any, **attributes: Any) -> Any:
-    return evaluator.default().eval(schema, inputs, attributes)
+    return _recorder().eval(schema, inputs, attributes)
+
+
+def _recorder() -> Any:
+    """Torch's evaluator of onnxscript calls, active while a translation runs: it records nodes."""
+    return evaluator.default()
 
 
 def _attention(q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, scale: float = 1.0) -> Any:
@@ -89,18 +97,20 @@ def _split(x: Any, sizes: Sequence[int], axis: int) -> list[Any]:
         raise ValueError("a split into sizes that are not fixed")
     schema = get_schema("Split", TRACE_OPSET)
     equal = len(set(sizes)) == 1
-    recorder = evaluator.default()
+    recorder = _recorder()
     if len(sizes) == 1:
         return [_standard("Identity", x)]
     if equal:
         return list(recorder.eval(schema, (x,), {"axis": axis, "num_outputs": len(sizes)}))
     lengths = ir.tensor(list(sizes), dtype=ir.DataType.INT64)
     given = _standard("Constant", value=lengths)
-    return list(recorder.eval(schema, (x, given), {"axis": axis, "num_outputs": len(sizes)}))
+    parts = list(recorder.eval(schema, (x, given), {"axis": axis, "num_outputs": len(sizes)}))
+    parts[0].producer().attributes.pop("num_outputs")  # it told the recorder how many; the sizes say it, too
+    return parts
 
 
 def _standard(op: str, *inputs: Any, **attributes: Any) -> Any:
-    return evaluator.default().eval(get_schema(op, TRACE_OPSET), inputs, attributes)
+    return _recorder().eval(get_schema(op, TRACE_OPSET), inputs, attributes)
 
 
 def _split_by_size(x: Any, size: int, dim: int = 0) -> list[Any]:
@@ -123,6 +133,22 @@ def _unbind(x: Any, dim: int = 0) -> list[Any]:
     return [_standard("Squeeze", part, axes) for part in parts]
 
 
+def _conv2d_named_padding(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Any:
+    automatic = {"valid": "VALID", "same": "SAME_UPPER"}[padding]
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return _standard(
+        "Conv", *given, strides=list(stride), dilations=list(dilation), group=groups, auto_pad=automatic
+    )
+
+
 def _axis_length(x: Any, dim: int) -> int:
     length = x.shape[dim] if x.shape is not None else None
     if not isinstance(length, int):
@@ -139,6 +165,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.split_with_sizes.default: _split_with_sizes,
     torch.ops.aten.chunk.default: _chunk,
     torch.ops.aten.unbind.int: _unbind,
+    torch.ops.aten.conv2d.padding: _conv2d_named_padding,
 }
 """Torch operator → function that writes the ONNX nodes; `torch.onnx.export` takes it too."""
 
@@ -151,10 +178,48 @@ def to_onnx(
     Raises:
         fx.NeedsDecomposition, torch.onnx.errors.OnnxExporterError: it cannot be converted this way.
     """
-    registry = _registration.ONNXRegistry.from_torchlib(opset_version=TRACE_OPSET)
+    if decompose:
+        registry = _registration.ONNXRegistry.from_torchlib(opset_version=TRACE_OPSET)
+    else:
+        fx.clean(program)
+        registry = _registry_of({node.target for node in program.graph.nodes if callable(node.target)})
     for target, function in {**(translations or {}), **TRANSLATIONS}.items():
         registry.register_op(target, function, is_complex=False)
     if decompose:
         return _core.exported_program_to_ir(program, registry=registry)
-    fx.clean(program)
     return _core._exported_program_to_onnx_program(program, registry=registry).model
+
+
+def _registry_of(targets: Collection[Any]) -> _registration.ONNXRegistry:
+    """Torchlib's functions for these operators only: to resolve and compile all 600 costs a second."""
+    registry = _registration.ONNXRegistry()
+    registry._opset_version = TRACE_OPSET
+    for meta in _torchlib_registry.get_torchlib_ops():
+        if meta.fx_target in targets:
+            registry._register(meta.fx_target, meta)
+    by_name = {_qualified_name(target): target for target in targets}
+    for name, entry in default_registry.items():
+        target = by_name.get(name.removesuffix(".default"))
+        if target is None:
+            continue
+        for functions, is_complex in ((entry.overloads, False), (entry.complex, True)):
+            for function in functions:
+                _register(registry, target, function, is_complex)
+    registry._cleanup_registry_based_on_opset_version()
+    return registry
+
+
+def _register(
+    registry: _registration.ONNXRegistry, target: Any, function: Callable[..., Any], is_complex: bool
+) -> None:
+    meta = _registration.OnnxDecompMeta(
+        onnx_function=function, fx_target=target, signature=None, is_custom=False, is_complex=is_complex
+    )
+    registry._register(target, meta)
+
+
+def _qualified_name(target: Any) -> str:
+    """Torchlib's name of an operator: "aten::add.Tensor", "_operator::add", "math::ceil"."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.name()).removesuffix(".default")  # type: ignore[no-untyped-call]
+    return f"{getattr(target, '__module__', '')}::{getattr(target, '__name__', '')}"

@@ -12,7 +12,14 @@ from onnxkit.artifact import Invocation, Manifest, Verification, check_target, n
 from onnxkit.errors import EnvironmentProblem, GateFailed, InputError, OnnxkitError, ResourceError, UsageError
 from onnxkit.export.checkpoint import Access, Checkpoint, open_checkpoint, quiet_hub
 from onnxkit.export.phases import Phases
-from onnxkit.export.report import CheckedOutput, ExportOptions, ExportReport, LevelName, LevelTrial, OutputFile
+from onnxkit.export.report import (
+    CheckedOutput,
+    ExportOptions,
+    ExportReport,
+    LevelName,
+    LevelTrial,
+    OutputFile,
+)
 from onnxkit.progress import Progress
 from onnxkit.runtime import Session, open_session, opset_ceiling
 from onnxkit.safety import printable
@@ -64,7 +71,9 @@ def export_model(
         _import_libraries()
     from onnxkit.export.quiet import quiet_libraries
 
-    with quiet_hub(offline=checkpoint.commit is None or options.offline), quiet_libraries():
+    # The checkpoint is here: only its own code, if that was asked for, may still come from the Hub.
+    local = checkpoint.commit is None or options.offline or not options.trust_remote_code
+    with quiet_hub(offline=local), quiet_libraries():
         job = _Job(checkpoint=checkpoint, out=out, options=options, progress=progress, phases=phases)
         return job.run(invocation)
 
@@ -130,9 +139,7 @@ class _Job:
         with publish(self.out, overwrite=options.overwrite, need_bytes=weight) as staging:
             with self.phases("write"):
                 text = any(given.name == "input_ids" for given in plan.signature.inputs)
-                write_companions(
-                    self.checkpoint, staging, task=plan.task, text=text, progress=self.progress
-                )
+                write_companions(self.checkpoint, staging, task=plan.task, text=text, progress=self.progress)
             candidate = self._first_that_holds(shop, LEVELS[options.exporter], staging)
             with self.phases("write"):
                 manifest = self._seal(staging, plan, candidate, invocation)
@@ -146,8 +153,8 @@ class _Job:
         from onnxkit.export.trace import empty_model
 
         with self.phases("load"):
-            dtype = TORCH_DTYPES[self.options.dtype]
-            plan = make_plan(self.checkpoint, self.options.task, partial(empty_model, dtype=dtype))
+            build = partial(empty_model, dtype=TORCH_DTYPES["fp32"])
+            plan = make_plan(self.checkpoint, self.options.task, build)
         return Workshop(plan, dtype=self.options.dtype, opset=self.options.opset, phases=self.phases)
 
     def _first_that_holds(self, shop: Workshop, levels: Sequence[LevelName], staging: Path) -> Candidate:
@@ -161,8 +168,9 @@ class _Job:
         if self.check is not None:
             worst = self.check.worst
             raise GateFailed(
-                f"{self.checkpoint.source} is not exported: ONNX Runtime and PyTorch differ, worst in output "
-                f"{worst.output} of case {worst.case!r} by {worst.agreement.relative:.1e} of its scale ({said})",
+                f"{self.checkpoint.source} is not exported: ONNX Runtime and PyTorch differ, worst in "
+                f"output {worst.output} of case {worst.case!r} by {worst.agreement.relative:.1e} of its "
+                f"scale ({said})",
                 self._report(shop, None, None),
             )
         kind = type(shop.plan.config).__name__.removesuffix("Config")
@@ -179,13 +187,15 @@ class _Job:
                 write_graph(candidate, staging)
             reason = self._judge(shop, candidate, staging)
         except OnnxkitError as error:
-            # Before there is a graph the checkpoint is at fault, afterwards (ONNX Runtime refuses it) the level.
+            # Before there is a graph the checkpoint is at fault, afterwards (ONNX Runtime refuses) the level.
             if candidate is None or isinstance(error, ResourceError):
                 raise
-            return self._give_up(level, error)
-        except Exception as error:  # torch, transformers and onnxscript raise all kinds: the next level decides
+            self._give_up(level, error)
+            return None
+        except Exception as error:  # torch and its kin raise all kinds: the next level decides
             self.refused |= isinstance(error, LevelRefused)
-            return self._give_up(level, error)
+            self._give_up(level, error)
+            return None
         accepted = self.check is None or self.check.verification.passed
         self.trials.append(
             LevelTrial(
@@ -201,7 +211,11 @@ class _Job:
     def _judge(self, shop: Workshop, candidate: Candidate, staging: Path) -> str:
         """Check the written graph, and say how it went; `self.check` holds the figures."""
         count = candidate.attentions
-        hooks = f"{count} attention operators, as many as calls" if count is not None else "transformers' exporter"
+        hooks = (
+            f"{count} attention operators, as many as calls"
+            if count is not None
+            else "transformers' exporter"
+        )
         if not self.options.verify:
             with self.phases("verify"):
                 open_for_check(candidate, staging, dtype=self.options.dtype)
@@ -211,7 +225,9 @@ class _Job:
             self.check = self._compare(shop, candidate, staging)
         result = self.check.verification
         word = "within" if result.passed else "not within"
-        return f"{hooks}; worst difference {result.worst:.1e} ({result.output}), {word} {result.tolerance:.0e}"
+        return (
+            f"{hooks}; worst difference {result.worst:.1e} ({result.output}), {word} {result.tolerance:.0e}"
+        )
 
     def _compare(self, shop: Workshop, candidate: Candidate, staging: Path) -> Check:
         from onnxkit.export.reference import (
@@ -325,5 +341,7 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    plain = kind in ("LevelRefused", "HookRefused", "NeedsDecomposition") or isinstance(error, OnnxkitError)
+    said = (lines[0] if plain else f"{kind}: {lines[0]}") if lines else kind
     return printable(said, limit=_REASON)

@@ -60,6 +60,24 @@ _VIEWS = {
     _aten.chunk.default,
 }
 
+_TYPED = {
+    _aten.embedding.default,
+    _aten.index_select.default,
+    _aten.index.Tensor,
+    _aten.gather.default,
+    _aten.argmax.default,
+    _aten.where.self,
+    _aten.masked_fill.Scalar,
+    torch.ops.prims.convert_element_type.default,
+}
+"""Operators whose inputs and outputs differ in type by their meaning, not by promotion."""
+
+_COMPARISONS = {
+    overload
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for overload in (getattr(_aten, name).Scalar, getattr(_aten, name).Tensor)
+}
+
 
 class NeedsDecomposition(Exception):
     """The graph holds what only torch's own decompositions can take apart."""
@@ -85,7 +103,21 @@ def clean(program: ExportedProgram) -> None:
     _rename_outputs(program)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
-    _fx_passes.insert_type_promotion_nodes(program.graph_module)
+    if any(_mixes_types(node) for node in graph.nodes):
+        _fx_passes.insert_type_promotion_nodes(program.graph_module)
+
+
+def _mixes_types(node: torch.fx.Node) -> bool:
+    """Whether torch promotes types here. Where no node does, the pass need not run the whole graph again."""
+    value = node.meta.get("val")
+    if node.op != "call_function" or node.target in _TYPED or not isinstance(value, torch.Tensor):
+        return False
+    read = {
+        arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)
+    }
+    if node.target in _COMPARISONS:
+        return len(read) > 1 or isinstance(node.args[1], float)
+    return len(read | {value.dtype}) > 1 and not str(node.target).startswith("onnxkit.")
 
 
 def _rename_outputs(program: ExportedProgram) -> None:
@@ -93,7 +125,7 @@ def _rename_outputs(program: ExportedProgram) -> None:
     outputs: Any = program.graph.output_node().args[0]
     for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True):
         if isinstance(node, torch.fx.Node):
-            spec.arg.name = node.name  # type: ignore[union-attr]
+            spec.arg.name = node.name
 
 
 def _is_assertion(node: torch.fx.Node) -> bool:
@@ -164,7 +196,7 @@ def _same_shape(left: Iterable[Any], right: Iterable[Any]) -> bool:
 
 def _skips(node: torch.fx.Node) -> bool:
     """A slice with a step keeps its shape only where the axis has one element or none."""
-    return node.target is _aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1
+    return bool(node.target is _aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1)
 
 
 def operator_counts(program: ExportedProgram) -> Mapping[str, int]:

@@ -75,7 +75,11 @@ POOLINGS: dict[str, Pooling] = {
 }
 """sentence-transformers' pooling modes, in the order in which it concatenates them."""
 
-_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean"}
+_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+}
 
 _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
     "Identity": torch.nn.Identity,
@@ -89,7 +93,8 @@ _ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
 
 class _Normalize(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / length.clamp(min=1e-12)
 
 
 class SentenceHead(torch.nn.Module):

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION = "onnxkit"
 
-_library = torch.library.Library("onnxkit", "DEF")
+_library: Any = torch.library.Library("onnxkit", "DEF")  # type: ignore[no-untyped-call]
 _library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, float scale) -> Tensor")
 _library.define(
     "mask(Tensor? padding, SymInt batch, SymInt queries, SymInt keys, int window, bool causal) -> Tensor"
@@ -34,14 +34,12 @@ class HookRefused(Exception):
     """A call whose meaning the semantic operators cannot express: the trace is given up."""
 
 
-@torch.library.register_fake("onnxkit::attention")
 def _attention_shape(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, bias: Any, scale: float
 ) -> torch.Tensor:
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
 
 
-@torch.library.register_fake("onnxkit::mask")
 def _mask_shape(
     padding: torch.Tensor | None, batch: Any, queries: Any, keys: Any, window: int, causal: bool
 ) -> torch.Tensor:
@@ -51,9 +49,12 @@ def _mask_shape(
     return torch.empty(batch, 1, rows, keys, dtype=torch.bool, device=padding.device)
 
 
-@torch.library.register_fake("onnxkit::rotary")
 def _rotary_shape(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
+
+
+for _name, _shape in (("attention", _attention_shape), ("mask", _mask_shape), ("rotary", _rotary_shape)):
+    torch.library.register_fake(f"onnxkit::{_name}")(_shape)
 
 
 def attention(
@@ -64,9 +65,10 @@ def attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention interface: `[B,H,S,D]` in, `[B,S,H,Dv]` out."""
+    """Transformers' attention interface: `[B,H,S,D]` in, `[B,S,H,Dv]` out; a mask may be additive, too."""
     for name in ("softcap", "s_aux", "head_mask"):
         if other.get(name) is not None:
             raise HookRefused(f"attention with {name}")
@@ -75,8 +77,10 @@ def attention(
     if attention_mask is None and causal:
         rows, keys = query.shape[2], key.shape[2]
         attention_mask = OPS.mask(None, query.shape[0], rows, keys, 0, True)
-    boolean = attention_mask is not None and attention_mask.dtype == torch.bool
-    mask, bias = (attention_mask, None) if boolean else (None, attention_mask)
+    mask, bias = attention_mask, position_bias
+    if mask is not None and mask.dtype != torch.bool:
+        bias = mask if bias is None else mask + bias
+        mask = None
     return OPS.attention(query, key, value, mask, bias, scale), None
 
 
@@ -136,7 +140,8 @@ def _rotates_by_halves(function: Callable[..., Any]) -> bool:
 
     def expected(x: torch.Tensor) -> torch.Tensor:
         half = torch.cat((-x[..., 4:], x[..., :4]), dim=-1)
-        return x * cos[:, None] + half * sin[:, None]
+        right: torch.Tensor = x * cos[:, None] + half * sin[:, None]
+        return right
 
     if not isinstance(rotated, tuple) or len(rotated) != 2:
         return False
@@ -148,7 +153,9 @@ def _rotates_by_halves(function: Callable[..., Any]) -> bool:
 
 def _hooked_rotation(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *a: Any, **kw: Any) -> Any:
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *a: Any, **kw: Any
+    ) -> Any:
         plain = not a and kw.get("unsqueeze_dim", 1) == 1 and cos.ndim == 3 and cos.shape[-1] == q.shape[-1]
         if not plain:
             return original(q, k, cos, sin, *a, **kw)
@@ -189,6 +196,13 @@ def hooked(model: PreTrainedModel) -> Iterator[None]:
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, replacement)
         yield
+
+
+def moved(model: PreTrainedModel, where: torch.dtype | str) -> PreTrainedModel:
+    """`model.to(where)`, which transformers' annotations do not fit."""
+    anywhere: Any = model
+    result: PreTrainedModel = anywhere.to(where)
+    return result
 
 
 class AttentionCalls:

@@ -1,4 +1,4 @@
-"""`export.json`: what transformers' own loader (`transformers.exporters.ExportedModel`) reads beside the graph."""
+"""`export.json`: what transformers' own loader (`exporters.ExportedModel`) reads beside the graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OUTPUT_CLASSES: Mapping[str, str] = {
 def write_export_json(staging: Path, plan: Plan, *, graph_file: str, dtype: str) -> None:
     """Write the manifest of transformers' exporters for one graph.
 
-    Its loader insists on a weights file beside the graph, so an empty one is made where the weights lie inside.
+    Its loader insists on a weights file beside the graph: an empty one is made where weights lie inside.
 
     Args:
         staging: the directory that holds the graph.

@@ -50,6 +50,9 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
+_CONVERTIBLE = 25
+"""onnxscript's newest target; what exports consist of has not changed since."""
+
 _HEAD_PREFIX = "head."
 _NAMED = 8
 
@@ -99,9 +102,7 @@ class Workshop:
         with self.phases("load"):
             model = empty_model(self.plan.build, self.plan.config, dtype=self._dtype)
             ties = tied_names(model)
-        traced = trace(
-            self.plan, model, dtype=self._dtype, decompose=level == "L2", phases=self.phases
-        )
+        traced = trace(self.plan, model, dtype=self._dtype, decompose=level == "L2", phases=self.phases)
         if traced.attentions != traced.attention_calls:
             raise LevelRefused(
                 f"the trace holds {traced.attentions} attention operators for {traced.attention_calls} calls"
@@ -151,9 +152,7 @@ class Workshop:
             if missing:
                 raise InputError(missing_weights(self.plan, missing))
             counts = finish(exported, opset=self._opset, prefix="")
-        return Candidate(
-            level="L3", model=exported, regions=counts, attentions=None, attention_calls=None
-        )
+        return Candidate(level="L3", model=exported, regions=counts, attentions=None, attention_calls=None)
 
 
 def missing_weights(plan: Plan, names: Sequence[str]) -> str:
@@ -171,19 +170,20 @@ def finish(model: ir.Model, *, opset: int, prefix: str) -> dict[str, int]:
     Returns:
         the number of regions by operator.
     """
+    if model.functions:  # torchlib leaves some operators as functions
+        common.InlinePass()(model)
     clean_up(model)
     found = portable.lower(model, prefix=prefix)
     common.RemoveUnusedNodesPass()(model)
     set_opset(model, 18)
     if opset > 18:
-        version_converter.convert_version(model, opset, fallback=False)
+        version_converter.convert_version(model, min(opset, _CONVERTIBLE), fallback=False)
         set_opset(model, opset)
     name_by_module(model, prefix=prefix)
     counts: dict[str, int] = {}
     for region in found:
         regions.annotate(region)
         counts[region.op] = counts.get(region.op, 0) + 1
-    model.functions.clear()
     model.producer_name = "onnxkit"
     model.producer_version = None
     model.graph.name = "main"

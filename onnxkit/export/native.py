@@ -11,9 +11,11 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
-from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+from transformers.exporters.configs import OnnxConfig
+from transformers.exporters.exporter_onnx import OnnxExporter
 
 from onnxkit.export.convert import TRACE_OPSET
+from onnxkit.export.hooks import moved
 from onnxkit.export.phases import Phases
 from onnxkit.export.plan import Plan
 from onnxkit.export.trace import dynamic_shapes, name_boundary, run_head
@@ -25,15 +27,17 @@ def export_native(plan: Plan, model: PreTrainedModel, *, dtype: torch.dtype, pha
     Raises:
         Exception: whatever torch or transformers raise when the model cannot be exported.
     """
-    subject = plan.entry(model.to(dtype))
+    subject = plan.entry(moved(model, dtype))
     names = [given.name for given in plan.signature.inputs]
     shapes = dict(zip(names, dynamic_shapes(plan.signature), strict=True))
     config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=TRACE_OPSET, optimize=False)
     with phases("trace"), _with_head(plan, subject, dtype), contextlib.redirect_stdout(io.StringIO()):
-        exported, _ = OnnxExporter().export_program(subject, dict(plan.signature.sample()), config)
-    _order_inputs(exported, names)
-    name_boundary(exported, plan.signature)
-    return exported
+        exporter: Any = OnnxExporter  # its constructor is not annotated
+        exported, _ = exporter().export_program(subject, dict(plan.signature.sample()), config)
+    graph: ir.Model = exported
+    _order_inputs(graph, names)
+    name_boundary(graph, plan.signature)
+    return graph
 
 
 @contextlib.contextmanager

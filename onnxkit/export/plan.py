@@ -15,7 +15,7 @@ from onnxkit.artifact import normalize_task, task_of_architecture
 from onnxkit.errors import InputError, UsageError
 from onnxkit.export.checkpoint import Checkpoint
 from onnxkit.export.heads import Head, PickOutputs, sentence_head
-from onnxkit.export.hooks import hooked
+from onnxkit.export.hooks import hooked, moved
 from onnxkit.export.signature import GraphInput, Signature, graph_inputs
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
@@ -88,9 +88,11 @@ def make_plan(checkpoint: Checkpoint, asked: str, build_empty: Callable[..., Pre
     build, load = _factories(cls, checkpoint)
     try:
         model = build_empty(build, config)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{checkpoint.source} cannot be built as {cls.__name__} for {task}: {reason}") from error
+        raise InputError(
+            f"{checkpoint.source} cannot be built as {cls.__name__} for {task}: {reason}"
+        ) from error
     entry = _encoder if config.is_encoder_decoder and task == "feature-extraction" else _itself
     inputs = graph_inputs(entry(model), checkpoint.processor)
     outputs = _outputs(task, model, checkpoint, inputs)
@@ -125,12 +127,16 @@ def _model_class(
         stem = str((checkpoint.settings.get("architectures") or ["?"])[0]).removesuffix("Model")
         tower = getattr(transformers, f"{stem}{part}Model", None)
         if tower is None:
-            raise InputError(f"{checkpoint.source} is a {stem}Model: onnxkit exports one tower of CLIP and its kin")
+            raise InputError(
+                f"{checkpoint.source} is a {stem}Model: onnxkit exports one tower of CLIP and its kin"
+            )
         return tower, copy.deepcopy(getattr(config, f"{part.lower()}_config"))
     cls: type = TasksManager.get_model_class_for_task(
         task, framework="pt", model_type=config.model_type, library="transformers"
     )
-    known = type(config) in getattr(cls, "_model_mapping", {type(config)}) or checkpoint.access.trust_remote_code
+    known = (
+        type(config) in getattr(cls, "_model_mapping", {type(config)}) or checkpoint.access.trust_remote_code
+    )
     return cls if known else _named_class(checkpoint, config, task), config
 
 
@@ -173,7 +179,7 @@ def _gives(model: PreTrainedModel, signature: Signature, name: str) -> bool:
     """Whether the model fills this output; asked of a copy without storage."""
     sample = {key: value.to("meta") for key, value in signature.sample().items()}
     with torch.no_grad(), hooked(model):
-        return isinstance(getattr(model.to("meta")(**sample), name, None), torch.Tensor)
+        return isinstance(getattr(moved(model, "meta")(**sample), name, None), torch.Tensor)
 
 
 def missing_parameters(model: PreTrainedModel, checkpoint: Checkpoint, names: list[str]) -> list[str]:

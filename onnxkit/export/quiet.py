@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import logging as python_logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "optimum")
 
@@ -13,15 +14,17 @@ _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within the block only errors are logged. What matters of them, the export says itself."""
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging  # not annotated
 
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    levels = {name: python_logging.getLogger(name).level for name in _LOGGERS}
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        python_logging.getLogger(name).setLevel(python_logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -31,4 +34,4 @@ def quiet_libraries() -> Iterator[None]:
         if bars:
             transformers_logging.enable_progress_bar()
         for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+            python_logging.getLogger(name).setLevel(level)

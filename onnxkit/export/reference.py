@@ -1,4 +1,4 @@
-"""PyTorch's side of the check: the same inputs through eager PyTorch, and what it said kept as reference data."""
+"""PyTorch's side of the check: the same inputs through eager PyTorch, its answers kept as reference data."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ def load_reference_model(plan: Plan) -> LoadedModel:
         InputError: transformers cannot load it; missing weights are no error yet.
     """
     try:
-        model, info = plan.load(
-            dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-        )
+        result: Any = plan.load(dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()
-        raise InputError(f"{plan.checkpoint.source} cannot be loaded: {reason[0] if reason else error}") from error
+        raise InputError(
+            f"{plan.checkpoint.source} cannot be loaded: {reason[0] if reason else error}"
+        ) from error
+    model, info = result
     return LoadedModel(model=model.eval(), missing=tuple(sorted(info["missing_keys"])))
 
 
@@ -98,7 +99,9 @@ def check(
         samples = {}
         for output, right in expected.items():
             valid = valid_positions(feeds, right)
-            found.append(CaseAgreement(case=name, output=output, agreement=compare(right, actual[output], valid)))
+            found.append(
+                CaseAgreement(case=name, output=output, agreement=compare(right, actual[output], valid))
+            )
             samples[output] = sample_output(right, valid=valid, count=_SAMPLED)
         kept.append(ReferenceCase(name=name, inputs=dict(feeds), outputs=samples))
     return _judge(found, kept, tolerance)
@@ -141,5 +144,3 @@ def write_reference(path: Path, result: Check) -> None:
 def tolerance_of(dtype: str) -> float:
     """The design's tolerance for a graph of this dtype."""
     return TOLERANCES[dtype]
-
-

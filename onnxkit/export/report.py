@@ -70,7 +70,7 @@ class LevelTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedOutput:
-    """Agreement of one output with PyTorch on one case; `relative` is max_abs over the largest reference value."""
+    """Agreement with PyTorch of one output on one case; `relative` is max_abs over the largest reference."""
 
     case: str
     output: str

@@ -127,5 +127,6 @@ def graph_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> tuple[
     if main == "input_values" and hasattr(model.config, "feat_extract_norm"):
         return tuple(_waveform_inputs(model, processor))
     raise InputError(
-        f"{type(model).__name__} takes {main} and perhaps more: onnxkit exports text, image and audio encoders"
+        f"{type(model).__name__} takes {main} and perhaps more: "
+        "only encoders of text, images or audio are exported"
     )

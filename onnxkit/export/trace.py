@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 
 from onnxkit.export import convert, fx
 from onnxkit.export.heads import Head
-from onnxkit.export.hooks import IMPLEMENTATION, counted_attention, hooked, register
+from onnxkit.export.hooks import IMPLEMENTATION, counted_attention, hooked, moved, register
 from onnxkit.export.phases import Phases
 from onnxkit.export.plan import Plan
 from onnxkit.export.signature import Signature
@@ -67,9 +67,10 @@ def empty_model(
     register()
     with no_init_weights(), _parameters_on_meta():
         settings = copy.deepcopy(config)
-        model = build(settings, attn_implementation=IMPLEMENTATION, dtype=dtype).eval()
+        model: Any = build(settings, attn_implementation=IMPLEMENTATION, dtype=dtype)
     model.tie_weights()
-    return model
+    empty: PreTrainedModel = model.eval()
+    return empty
 
 
 class Wrapper(torch.nn.Module):
@@ -78,7 +79,9 @@ class Wrapper(torch.nn.Module):
     def __init__(self, plan: Plan, model: PreTrainedModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self.head = plan.head
+        self.head = (
+            copy.deepcopy(plan.head).to("meta") if isinstance(plan.head, torch.nn.Module) else plan.head
+        )
         self._plan = plan
         self._dtype = dtype
 
@@ -109,7 +112,7 @@ def trace(
             on to the next level.
     """
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
-    model.to("meta")
+    moved(model, "meta")
     wrapper = Wrapper(plan, model, dtype).eval()
     sample = tuple(value.to("meta") for value in plan.signature.sample().values())
     with contextlib.ExitStack() as stack:
@@ -130,7 +133,7 @@ def trace(
 
 def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:
     """`Dim.DYNAMIC` for every named axis; a named `Dim` would clash with limits that models assert."""
-    return tuple({axis: Dim.DYNAMIC for axis in given.dynamic()} for given in signature.inputs)
+    return tuple(dict.fromkeys(given.dynamic(), Dim.DYNAMIC) for given in signature.inputs)
 
 
 @contextlib.contextmanager
@@ -176,4 +179,3 @@ def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.S
 def _values(graph: ir.Graph) -> Sequence[ir.Value]:
     made = [output for node in graph for output in node.outputs]
     return [*graph.inputs, *made]
-

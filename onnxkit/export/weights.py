@@ -14,7 +14,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 _DTYPES = {
     "F64": ir.DataType.DOUBLE,
@@ -75,14 +75,12 @@ class StreamedWeights:
     def __init__(self, files: Iterable[Path], model: PreTrainedModel) -> None:
         conversions = get_model_conversion_mapping(model)
         renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-        converters = [c for c in conversions if not isinstance(c, WeightRenaming)]
+        converters = [c for c in conversions if isinstance(c, WeightConverter)]
         expected = model.state_dict()
         self.complete = True
         self._tensors: dict[str, ir.ExternalTensor] = {}
         for key, tensor in safetensors_tensors(files).items():
-            name, merged = rename_source_key(
-                key, renamings, converters, model.base_model_prefix, expected
-            )
+            name, merged = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
             self.complete &= merged is None
             if merged is None:
                 self._tensors[name] = tensor
@@ -155,30 +153,30 @@ def attach(
 
 
 def _has_content(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return isinstance(tensor, TorchTensor) and tensor.raw.device.type != "meta"
+    raw = getattr(value.const_value, "raw", None)
+    return isinstance(raw, torch.Tensor) and raw.device.type != "meta"
 
 
 def _check_shape(value: ir.Value, found: ir.TensorProtocol, name: str) -> None:
     wanted = tuple(value.shape or ())
     if tuple(found.shape) != wanted:
-        raise WrongShape(name, tuple(int(s) for s in found.shape), wanted)
+        raise WrongShape(name, tuple(found.shape), wanted)
 
 
 class WrongShape(Exception):
     """A tensor of the checkpoint that does not fit its config."""
 
-    def __init__(self, name: str, found: tuple[int, ...], wanted: tuple[Any, ...]) -> None:
+    def __init__(self, name: str, found: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
         super().__init__(f"{name} is {list(found)}, the config says {list(wanted)}")
 
 
 def _readable(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.LazyTensor:
-    return ir.LazyTensor(_reader(tensor, dtype, name), dtype=dtype, shape=ir.Shape(tensor.shape), name=name)
+    return ir.LazyTensor(
+        _reader(tensor, dtype, name), dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+    )
 
 
-def _reader(
-    tensor: ir.TensorProtocol, dtype: ir.DataType, name: str
-) -> Callable[[], ir.TensorProtocol]:
+def _reader(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> Callable[[], ir.TensorProtocol]:
     def read() -> ir.TensorProtocol:
         array = np.asarray(tensor.numpy())
         cast = array if tensor.dtype == dtype else array.astype(np.float32).astype(dtype.numpy())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnxkit.safety.json_files import read_json, read_json_value
     from onnxkit.safety.modules import Module, read_modules
     from onnxkit.safety.onnx_files import external_files, read_model
-    from onnxkit.safety.paths import check_directory, contained, regular_file
+    from onnxkit.safety.paths import check_directory, contained, path_kind, regular_file
     from onnxkit.safety.text import printable
 
 _HOMES = {
@@ -27,6 +27,7 @@ _HOMES = {
     "contained": "paths",
     "external_files": "onnx_files",
     "open_image": "images",
+    "path_kind": "paths",
     "printable": "text",
     "read_json": "json_files",
     "read_json_value": "json_files",
@@ -44,6 +45,7 @@ __all__ = [
     "contained",
     "external_files",
     "open_image",
+    "path_kind",
     "printable",
     "read_json",
     "read_json_value",

@@ -61,7 +61,8 @@ def refuse_remote_code(value: Any, path: Path) -> None:
     for where, key, item in _items(value, ""):
         if _asks_for_code(key, item):
             raise UnsafeError(
-                f"{path}: {printable(where, limit=120)} asks for code that comes with the model; "
+                f"{path}: {printable(key, limit=60)!r} (at {printable(where, limit=120)}) asks for code that "
+                "comes with the model; "
                 "read that code, then pass --trust-remote-code, or delete the entry"
             )
 

@@ -20,6 +20,7 @@ _BITS = {
     **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
     **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
     "COMPLEX128": 128,
+    **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
     **dict.fromkeys(("UINT4", "INT4", "FLOAT4E2M1"), 4),
     **dict.fromkeys(("UINT2", "INT2"), 2),
 }
@@ -68,10 +69,12 @@ def size_bytes(kind: str, elements: int) -> int:
 
 
 def _check_embedded(tensor: TensorProto, kind: str, elements: int, where: str) -> None:
-    if tensor.HasField("raw_data") and tensor.raw_data:
+    # Each look at raw_data copies the weight, so there is one.
+    raw_bytes = len(tensor.raw_data) if tensor.HasField("raw_data") else 0
+    if raw_bytes:
         if kind == "STRING":
             raise InputError(f"{where}: texts cannot be stored as raw data")
-        expected, found = size_bytes(kind, elements), len(tensor.raw_data)
+        expected, found = size_bytes(kind, elements), raw_bytes
     else:
         expected = _field_length(kind, elements)
         found = len(getattr(tensor, _FIELDS.get(kind, "int32_data")))
@@ -85,7 +88,7 @@ def _check_embedded(tensor: TensorProto, kind: str, elements: int, where: str) -
 def _field_length(kind: str, elements: int) -> int:
     if kind.startswith("COMPLEX"):
         return 2 * elements
-    if kind != "STRING" and _BITS[kind] < 8:
+    if kind != "STRING" and _BITS[kind] in (2, 4):
         return size_bytes(kind, elements)  # one int32 holds one byte of packed values
     return elements
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
 
 from onnxkit.errors import InputError, UnsafeError
 from onnxkit.safety.text import printable
@@ -35,6 +36,17 @@ def linked(root: Path, path: Path) -> bool:
     """Say whether `path`, or a directory between it and `root`, is a symlink."""
     steps = [path, *path.parents]
     return any(step.is_symlink() for step in steps[: len(path.parts) - len(root.parts)])
+
+
+def path_kind(path: Path) -> Literal["file", "directory", "other", "missing"]:
+    """Say what is at `path`, links followed; what cannot be asked (a name too long) is missing."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "missing"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "directory" if stat.S_ISDIR(mode) else "other"
 
 
 def regular_file(path: Path, what: str = "file") -> os.stat_result:

@@ -35,6 +35,13 @@ def test_an_exact_size_shows_its_base() -> None:
     assert figures.exact_size(22_613_201) == "22.6 MB (22,613,201 bytes)"
 
 
+def test_differences() -> None:
+    assert figures.difference(3.21e-7) == "3.2e-07"
+    assert figures.difference(0.0) == "none"
+    assert figures.difference(None) == figures.difference(float("nan")) == "-"
+    assert figures.judged(3.21e-7, 1e-4) == "worst difference 3.2e-07 of 1e-04 allowed"
+
+
 def test_words() -> None:
     assert figures.plural(1, "node") == "1 node"
     assert figures.plural(1200, "entry") == "1,200 entries"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import COMMAND, DIGITS, LANGID, Artifact, snapshot, succeed
+from tests.e2e.harness import COMMAND, DIGITS, LANGID, OLD_MANIFEST, Artifact, snapshot, succeed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,7 +75,7 @@ def untouched(tmp_path: Path) -> Iterator[Path]:
     """A folder with an old output, `old/`, that must be the same after the test, and nothing beside it."""
     parent = tmp_path / "outputs"
     (parent / "old").mkdir(parents=True)
-    (parent / "old" / "model.onnx").write_bytes(b"the old model")
+    (parent / "old" / "onnxkit.json").write_text(OLD_MANIFEST)  # without it onnxkit overwrites nothing
     before = snapshot(parent)
     yield parent
     assert snapshot(parent) == before

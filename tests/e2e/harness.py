@@ -16,6 +16,7 @@ COMMAND = Path(sys.executable).parent / "onnxkit"
 SAMPLES = ROOT / "sample_models"
 LANGID, DIGITS = SAMPLES / "langid-bert", SAMPLES / "digits-vit"
 TIMEOUT_S = 300
+OLD_MANIFEST = '{"schema": 1, "task": "raw", "components": {}, "files": {}, "verified": null, "history": []}'
 
 
 @dataclass(frozen=True)

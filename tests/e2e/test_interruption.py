@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.harness import COMMAND, LANGID, Artifact, Done, environment, fails, run, snapshot
+from tests.e2e.harness import COMMAND, LANGID, OLD_MANIFEST, Artifact, Done, environment, fails, run, snapshot
 
 WAIT_S = 60
 
@@ -147,7 +147,7 @@ def test_a_full_disk(stage: str, langid: Artifact, tmp_path: Path) -> None:
     words = [str(word) for word in STAGES[stage](langid.path, disk / "old")]
     script = (
         f'mount -t tmpfs -o size=300k none "{disk}" && mkdir "{disk}/old" '
-        f'&& echo old > "{disk}/old/model.onnx" '
+        f"&& echo '{OLD_MANIFEST}' > '{disk}/old/onnxkit.json' "
         f'&& {{ "$@" --overwrite; echo "code $?" >&2; find "{disk}" -type f; }}'
     )
     done = subprocess.run(
@@ -156,9 +156,10 @@ def test_a_full_disk(stage: str, langid: Artifact, tmp_path: Path) -> None:
     )  # fmt: skip
     assert "code 5" in done.stderr, done.stderr
     assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1, done.stderr
-    assert done.stdout.split() == [str(disk / "old" / "model.onnx")]
+    assert done.stdout.split() == [str(disk / "old" / "onnxkit.json")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_limit_on_the_size_of_files(stage: str, langid: Artifact, untouched: Path) -> None:
     limit = 200_000

@@ -40,7 +40,7 @@ def test_every_stage_lands_in_the_history(static: Artifact) -> None:
 def test_the_argv_of_the_history_repeats_the_stage(dynamic: Artifact, tmp_path: Path) -> None:
     history = succeed("inspect", dynamic.path, "--json").document["result"]["history"]
     words = [str(tmp_path / "again") if word == str(dynamic.path) else word for word in history[-1]["argv"]]
-    succeed(*words[1:], "--no-measure")
+    succeed(*words[1:])
     again, first = (path / "model.onnx" for path in (tmp_path / "again", dynamic.path))
     assert again.read_bytes() == first.read_bytes()
 
@@ -68,7 +68,9 @@ def test_optimize_takes_what_export_wrote_and_verify_agrees(langid: Artifact, op
         assert report["worst"]["relative"] <= 1e-4
 
 
-@pytest.mark.parametrize("level", [0, 1, 3])
+@pytest.mark.parametrize(
+    "level", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 3]
+)
 def test_every_level_of_optimize_gives_a_model_that_runs(
     level: int, langid: Artifact, tmp_path: Path
 ) -> None:
@@ -122,6 +124,7 @@ def test_images(digits: Artifact) -> None:
         assert len(whole.out.splitlines()) == len(list(folder.iterdir()))
 
 
+@pytest.mark.slow
 def test_images_quantize_both_ways(digits: Artifact, tmp_path: Path) -> None:
     for scheme in ("int8-dynamic", "int8-static"):
         done = succeed(

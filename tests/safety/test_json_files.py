@@ -48,7 +48,7 @@ def test_a_syntax_error_names_file_line_and_column(tmp_path: Path) -> None:
 def test_what_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="config.json"):
+    with pytest.raises(InputError, match=r"config\.json"):
         read_json(path)
 
 

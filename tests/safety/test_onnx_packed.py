@@ -52,7 +52,8 @@ def test_what_fits_is_accepted(write: Write, bits: int) -> None:
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"K": 4000}, {"N": 9}, {"K": 0}, {"N": -8}, {"bits": 8}, {"bits": 3}, {"block_size": 16}, {"block_size": 33},
+        {"K": 4000}, {"N": 9}, {"K": 0}, {"N": -8}, {"bits": 8}, {"bits": 3}, {"block_size": 16},
+        {"block_size": 33},
         {"block_size": 0}, {"K": 2**62}, {"block_size": -32},
     ],
 )  # fmt: skip

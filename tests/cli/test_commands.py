@@ -1,0 +1,172 @@
+"""From words to the options of a stage: every option arrives, none is ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxkit.cli.app import execute
+from onnxkit.cli.console import Console
+
+
+@dataclasses.dataclass
+class Call:
+    """What a stage was called with."""
+
+    args: tuple[Any, ...] = ()
+    progress: Any = None
+    invocation: Any = None
+
+
+def call(monkeypatch: pytest.MonkeyPatch, stage: str, words: list[str]) -> Call:
+    """Run a command line up to its stage function, which is replaced."""
+    import importlib
+
+    package, function = stage.rsplit(".", 1)
+    made = Call()
+
+    def stop(*args: Any, progress: Any = None, invocation: Any = None) -> Any:
+        made.args, made.progress, made.invocation = args, progress, invocation
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(package), function, stop)
+    err = io.StringIO()
+    code = execute(words, Console(out=io.StringIO(), err=err))
+    assert code == 130, err.getvalue()
+    return made
+
+
+def test_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    words = [
+        "export",
+        "-m",
+        "model",
+        "out",
+        "--dtype",
+        "fp16",
+        "--no-verify",
+        "--revision",
+        "v1",
+        "--opset",
+        "20",
+    ]
+    made = call(monkeypatch, "onnxkit.export.export_model", words)
+    model, out, options = made.args
+    assert (model, out) == ("model", Path("out"))
+    assert (options.dtype, options.verify, options.revision, options.opset) == ("fp16", False, "v1", 20)
+    assert options.task == "auto"
+
+
+def test_optimize(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["optimize", "in", "out", "-O3", "--ep", "cuda", "--disable-fusion", "a", "--disable-fusion", "b"]
+    made = call(monkeypatch, "onnxkit.optimize.optimize_model", words)
+    options = made.args[2]
+    assert (options.level, options.ep, options.disable_fusions) == (3, "cuda", ("a", "b"))
+    assert made.invocation.sources["level"] == "command line"
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_every_spelling_of_a_level(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for spelling in ([f"-O{level}"], ["-O", str(level)], ["--level", str(level)]):
+        made = call(monkeypatch, "onnxkit.optimize.optimize_model", ["optimize", "in", "out", *spelling])
+        assert made.args[2].level == level
+
+
+def test_quantize(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [
+        "quantize", "in", "out", "--scheme", "int8-static", "--calibration", "c.csv", "--samples", "7",
+        "--eval", "e.csv", "--column", "text=review", "--column", "label=stars", "--per-tensor", "--include",
+        "a", "--exclude", "b", "--exclude", "c", "--op-types", "MatMul, Gemm", "--seed", "5", "--threads", "1",
+    ]  # fmt: skip
+    made = call(monkeypatch, "onnxkit.quantize.quantize_model", words)
+    options = made.args[2]
+    assert options.scheme == "int8-static"
+    assert (options.calibration, options.samples, options.eval) == (Path("c.csv"), 7, Path("e.csv"))
+    assert options.columns == {"text": "review", "label": "stars"}
+    assert (options.include, options.exclude, options.op_types) == (("a",), ("b", "c"), ("MatMul", "Gemm"))
+    assert (options.per_channel, options.seed, options.threads) == (False, 5, 1)
+
+
+def test_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [
+        "profile",
+        "a",
+        "b",
+        "--batch",
+        "1,8",
+        "--sequence",
+        "16,128",
+        "--ep",
+        "cpu,cuda",
+        "--threads",
+        "1,2",
+    ]
+    words += ["--ep-option", "device_id=1", "--runs", "9", "--padding", "left", "--no-operators"]
+    made = call(monkeypatch, "onnxkit.measure.profile_model", words)
+    models, options = made.args
+    assert list(models) == [Path("a"), Path("b")]
+    assert (options.batch, options.sequence, options.threads) == ((1, 8), (16, 128), (1, 2))
+    assert (options.eps, options.ep_options) == (("cpu", "cuda"), {"device_id": "1"})
+    assert (options.runs, options.seconds, options.padding, options.operators) == (9, None, "left", False)
+
+
+def test_options_of_the_environment_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXKIT_LEVEL", "1")
+    monkeypatch.setenv("ONNXKIT_DISABLE_FUSION", "a b")
+    made = call(monkeypatch, "onnxkit.optimize.optimize_model", ["optimize", "in", "out"])
+    assert (made.args[2].level, made.args[2].disable_fusions) == (1, ("a", "b"))
+    assert made.invocation.sources["level"] == "environment"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nosuch"], "nosuch"),
+        (["quantise"], "quantize"),
+        (["optimize", "in"], "OUT"),
+        (["optimize", "in", "out", "more"], "more"),
+        (["optimize", "in", "out", "-O5"], "--level"),
+        (["optimize", "in", "out", "-Ox"], "--level"),
+        (["optimize", "in", "out", "--threads"], "--threads"),
+        (["optimize", "in", "out", "--disable-fusoin", "a"], "--disable-fusion"),
+        (["export", "model"], "OUT"),
+        (["export", "-m", "model", "a", "b"], "twice"),
+        (["export", "model", "out", "--dtype", "fp8"], "fp16"),
+        (["quantize", "in", "out", "--samples", "0"], "--samples"),
+        (["quantize", "in", "out", "--column", "text=t"], "--column"),
+        (["quantize", "in", "out", "--no-measure", "--eval", "x"], "--eval"),
+        (["profile", "a", "--runs", "1", "--seconds", "1"], "--seconds"),
+        (["profile", "a", "--ep", ","], "--ep"),
+        (["run", "a", "", "--ep-option", "x"], "--ep-option"),
+        (["run", "", "text"], "DIR"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(words: list[str], said: str) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    assert execute(words, Console(out=out, err=err)) == 2
+    assert out.getvalue() == ""
+    assert said in err.getvalue()
+    assert err.getvalue().startswith("error: ") and err.getvalue().count("\n") == 1
+
+
+def test_a_variable_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXKIT_LEVEL", "high")
+    err = io.StringIO()
+    assert execute(["optimize", "in", "out"], Console(out=io.StringIO(), err=err)) == 2
+    assert "ONNXKIT_LEVEL" in err.getvalue()
+
+
+def test_json_and_text_after_the_double_dash_are_no_options() -> None:
+    out = io.StringIO()
+    console = Console(out=out, err=io.StringIO())
+    console.json = True  # as `app._prepare` guesses from the words
+    assert execute(["run", "missing", "--", "--json"], console) == 3
+    assert out.getvalue() == ""
+    assert execute(["run", "missing", "text", "--json"], console) == 3
+    assert json.loads(out.getvalue())["error"]["code"] == 3

@@ -1,0 +1,112 @@
+"""Small modules through the FX clean-up and the conversion, on ONNX Runtime against eager PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch.export import Dim
+
+from onnxkit.export import fx
+from onnxkit.export.convert import to_onnx
+from onnxkit.graph.files import save_model, set_opset
+from onnxkit.graph.passes import clean_up
+from onnxkit.runtime import RuntimeOptions, open_session
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def converted(function: Any, x: torch.Tensor = X) -> ir.Model:
+    module = Function(function)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    with torch.no_grad():
+        model = to_onnx(program, decompose=False)
+    clean_up(model)
+    set_opset(model, 18)
+    return model
+
+
+def check(function: Any, path: Path, x: torch.Tensor = X) -> ir.Model:
+    """Same values on another batch size, too."""
+    model = converted(function, x)
+    save_model(model, path / "model.onnx")
+    session = open_session(path / "model.onnx", RuntimeOptions(threads=1))
+    for given in (x, x[:3].contiguous()):
+        results = function(given.clone())
+        expected = results if isinstance(results, tuple) else (results,)
+        got = session.run({session.inputs[0].name: given.numpy()})
+        for right, actual in zip(expected, got.values(), strict=True):
+            np.testing.assert_allclose(actual, right.numpy(), rtol=1e-5, atol=1e-6)
+    return model
+
+
+def add_in_place(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y += 1
+    z = y * 3
+    y.mul_(0.5)
+    return y + z
+
+
+CASES: dict[str, Any] = {
+    "in-place on a fresh tensor": add_in_place,
+    "unbind": lambda x: torch.add(*x.reshape(-1, 2, 3).unbind(1)),
+    "split": lambda x: torch.cat(x.split(4, dim=-1)[::-1], dim=-1),
+    "split with sizes": lambda x: x.split([1, 2, 3], dim=1)[2] * 2,
+    "split into one": lambda x: x.split(6, dim=-1)[0] + 1,
+    "chunk": lambda x: x.chunk(4, dim=-1)[1] - 1,
+    "promotion": lambda x: (x > 0.5) * 3 + x,
+    "integer mean": lambda x: (x > 0).sum(1) / 3,
+    "integer cumsum": lambda x: (x > 0).cumsum(1).to(torch.int32) + 1,
+    "no-ops": lambda x: x.contiguous().to(torch.float32).expand(-1, 6)[:, :].clone() * 2,
+    "dropout at inference": lambda x: torch.nn.functional.dropout(x, 0.5, training=False) + 1,
+    "minimum": lambda x: torch.min(x, x * 2),
+    "several outputs": lambda x: (x + 1, x.sum(1)),
+    "step": lambda x: x[:, ::2] * 1,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_values(name: str, tmp_path: Path) -> None:
+    check(CASES[name], tmp_path)
+
+
+def test_split_is_one_operator(tmp_path: Path) -> None:
+    model = check(CASES["split"], tmp_path)
+    assert [node.op_type for node in model.graph] == ["Split", "Concat"]
+
+
+def test_no_ops_leave_nothing(tmp_path: Path) -> None:
+    model = check(CASES["no-ops"], tmp_path)
+    assert [node.op_type for node in model.graph] == ["Mul"]
+
+
+def test_a_named_padding(tmp_path: Path) -> None:
+    weight = torch.randn(2, 3, 2, 3, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(2))
+    for padding in ("valid", "same"):
+        check(lambda x, p=padding: torch.nn.functional.conv2d(x, weight, padding=p), tmp_path, x)
+
+
+def in_place_on_a_view(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y[:, 0] += 1
+    return y
+
+
+def test_in_place_on_a_view_needs_decompositions() -> None:
+    with pytest.raises(fx.NeedsDecomposition, match="view"):
+        converted(in_place_on_a_view)
