@@ -21,6 +21,7 @@ _TRAVEL = (
 _STAY = (
     MANIFEST_NAME, "*.index.json", "trainer_state.json", "*_results.json", "calib*", "eval*", "test*",
     "train*", "dataset*", "optimizer*", "ort_config.json", "quantize_config.json", "export.json",
+    "metrics.json",
 )  # fmt: skip
 _WEIGHTS = ("*.onnx", "*.data", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 _TEMPLATES = ("chat_templates", "additional_chat_templates")

@@ -22,6 +22,8 @@ _WANTED = (
     "model.safetensors", "model-*-of-*.safetensors", "[0-9]*_*/*.safetensors",
 )  # fmt: skip
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "[0-9]*_*/pytorch_model.bin")
+_WEIGHTS = "model.safetensors"
+_INDEX_BYTES = 64 * 1024 * 1024
 _UNWANTED = ("onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*", "coreml/*")
 
 
@@ -63,8 +65,14 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files, or none where the weights are pickled."""
-        return tuple(sorted(self.weights_path.glob("*.safetensors")))
+        """The safetensors files that transformers reads, or none where the weights are pickled."""
+        whole, index = self.weights_path / _WEIGHTS, self.weights_path / f"{_WEIGHTS}.index.json"
+        if whole.is_file():
+            return (whole,)
+        if index.is_file():
+            names = set(read_json(index, max_bytes=_INDEX_BYTES)["weight_map"].values())
+            return tuple(self.weights_path / name for name in sorted(names))
+        return ()
 
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`: nothing connects, nothing is guessed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema, get_schema
@@ -24,6 +25,8 @@ from onnxkit.export.hooks import OPS
 from onnxkit.graph import semantic
 
 TRACE_OPSET = 18
+_ROUNDS = 3
+"""Of decompositions: what an unknown operator consists of may be unknown, too."""
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
 _BOOL = ["tensor(bool)"]
 _INT64 = ["tensor(int64)"]
@@ -149,6 +152,36 @@ def _conv2d_named_padding(
     )
 
 
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float,
+    cudnn_enabled: bool = False,
+) -> Any:  # fmt: skip
+    if training or mean is None or variance is None:
+        raise ValueError("a batch normalization by the batch's own statistics")
+    channels = [_axis_length(mean, 0)]
+    weight = _filled(channels, 1.0, mean) if weight is None else weight
+    bias = _filled(channels, 0.0, mean) if bias is None else bias
+    given = (x, weight, bias, mean, variance)
+    return _standard("BatchNormalization", *given, epsilon=eps, training_mode=0)
+
+
+def _filled(shape: Sequence[int], content: float, like: Any) -> Any:
+    array = np.full(shape, content, dtype=np.float32).astype(like.dtype.numpy())
+    return _standard("Constant", value=ir.tensor(array, dtype=like.dtype))
+
+
+def _weight_norm(direction: Any, length: Any, dim: int = 0) -> Any:
+    """The weight of a `weight_norm` module: its direction, scaled to `length` over all axes but `dim`."""
+    axes = [axis for axis in range(len(direction.shape)) if axis != dim % len(direction.shape)]
+    given = _standard("Constant", value=ir.tensor(axes, dtype=ir.DataType.INT64))
+    norm = _standard("ReduceL2", direction, given, keepdims=1)
+    return _standard("Mul", direction, _standard("Div", length, norm))
+
+
+def _reshape_as(x: Any, other: Any) -> Any:
+    return _standard("Reshape", x, _standard("Shape", other))
+
+
 def _axis_length(x: Any, dim: int) -> int:
     length = x.shape[dim] if x.shape is not None else None
     if not isinstance(length, int):
@@ -166,6 +199,9 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.chunk.default: _chunk,
     torch.ops.aten.unbind.int: _unbind,
     torch.ops.aten.conv2d.padding: _conv2d_named_padding,
+    torch.ops.aten.reshape_as.default: _reshape_as,
+    torch.ops.aten.batch_norm.default: _batch_norm,
+    torch.ops.aten._weight_norm.default: _weight_norm,
 }
 """Torch operator → function that writes the ONNX nodes; `torch.onnx.export` takes it too."""
 
@@ -178,16 +214,37 @@ def to_onnx(
     Raises:
         fx.NeedsDecomposition, torch.onnx.errors.OnnxExporterError: it cannot be converted this way.
     """
+    own = {**(translations or {}), **TRANSLATIONS}
     if decompose:
         registry = _registration.ONNXRegistry.from_torchlib(opset_version=TRACE_OPSET)
-    else:
-        fx.clean(program)
-        registry = _registry_of({node.target for node in program.graph.nodes if callable(node.target)})
-    for target, function in {**(translations or {}), **TRANSLATIONS}.items():
-        registry.register_op(target, function, is_complex=False)
-    if decompose:
+        _add(registry, own)
         return _core.exported_program_to_ir(program, registry=registry)
+    program = _without_unknown(program, own)
+    fx.clean(program)
+    registry = _registry_of({node.target for node in program.graph.nodes if callable(node.target)})
+    _add(registry, own)
     return _core._exported_program_to_onnx_program(program, registry=registry).model
+
+
+def _add(registry: _registration.ONNXRegistry, translations: Mapping[Any, Any]) -> None:
+    for target, function in translations.items():
+        registry.register_op(target, function, is_complex=False)
+
+
+def _without_unknown(program: ExportedProgram, translations: Mapping[Any, Any]) -> ExportedProgram:
+    """Decompose the operators, and only those, that no translation knows (`rsub`, `adaptive_avg_pool2d`)."""
+    for _ in range(_ROUNDS):
+        used = fx.foreign_operators(program)
+        registry = _registry_of(used)
+        _add(registry, translations)
+        single = {op for op in used if isinstance(op, torch._ops.OpOverload)}
+        unknown = {op for op in single if not registry.is_registered(op)}
+        every = torch.export.default_decompositions() if unknown else {}
+        table = {op: every[op] for op in unknown if op in every}
+        if not table:
+            break
+        program = program.run_decompositions(table)
+    return program
 
 
 def _registry_of(targets: Collection[Any]) -> _registration.ONNXRegistry:

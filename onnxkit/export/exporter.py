@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from onnxkit.artifact import Invocation, Manifest, Verification, check_target, n
 from onnxkit.errors import EnvironmentProblem, GateFailed, InputError, OnnxkitError, ResourceError, UsageError
 from onnxkit.export.checkpoint import Access, Checkpoint, open_checkpoint, quiet_hub
 from onnxkit.export.phases import Phases
+from onnxkit.export.quiet import no_compiler_cache, quiet_libraries
 from onnxkit.export.report import (
     CheckedOutput,
     ExportOptions,
@@ -20,6 +21,7 @@ from onnxkit.export.report import (
     LevelTrial,
     OutputFile,
 )
+from onnxkit.measure.widened import open_widened
 from onnxkit.progress import Progress
 from onnxkit.runtime import Session, open_session, opset_ceiling
 from onnxkit.safety import printable
@@ -67,13 +69,13 @@ def export_model(
     phases = Phases()
     with phases("load"):
         checkpoint = open_checkpoint(str(model), _access(options))
-    with phases("import"):
-        _import_libraries()
-    from onnxkit.export.quiet import quiet_libraries
-
     # The checkpoint is here: only its own code, if that was asked for, may still come from the Hub.
     local = checkpoint.commit is None or options.offline or not options.trust_remote_code
-    with quiet_hub(offline=local), quiet_libraries():
+    with no_compiler_cache(), contextlib.ExitStack() as quiet:
+        with phases("import"):
+            _import_libraries()
+        quiet.enter_context(quiet_hub(offline=local))
+        quiet.enter_context(quiet_libraries())
         job = _Job(checkpoint=checkpoint, out=out, options=options, progress=progress, phases=phases)
         return job.run(invocation)
 
@@ -218,7 +220,7 @@ class _Job:
         )
         if not self.options.verify:
             with self.phases("verify"):
-                open_for_check(candidate, staging, dtype=self.options.dtype)
+                open_for_check(staging, dtype=self.options.dtype)
             self.progress.warn("not verified: the export was not compared with PyTorch (--no-verify)")
             return f"{hooks}; not verified"
         with self.phases("verify"):
@@ -238,7 +240,7 @@ class _Job:
             write_reference,
         )
 
-        session = open_for_check(candidate, staging, dtype=self.options.dtype)
+        session = open_for_check(staging, dtype=self.options.dtype)
         reference = TorchReference(shop.plan, shop.loaded.model)
         cases = cases_for(staging, seed=self.options.seed)
         tolerance = tolerance_of(self.options.dtype)
@@ -303,18 +305,10 @@ def write_graph(candidate: Candidate, staging: Path) -> None:
     save_model(candidate.model, staging / MODEL_FILE)
 
 
-def open_for_check(candidate: Candidate, staging: Path, *, dtype: str) -> Session:
+def open_for_check(staging: Path, *, dtype: str) -> Session:
     """A session on the written graph; a bfloat16 one is checked with its values cast to float32."""
-    from onnxkit.graph.files import load_model, save_model
-    from onnxkit.graph.upcast import bf16_to_fp32
-
-    if dtype != "bf16":
-        return open_session(staging / MODEL_FILE)
-    with tempfile.TemporaryDirectory(prefix="onnxkit-") as scratch:
-        widened = load_model(staging / MODEL_FILE)
-        bf16_to_fp32(widened)
-        save_model(widened, Path(scratch) / MODEL_FILE)
-        return open_session(Path(scratch) / MODEL_FILE)
+    path = staging / MODEL_FILE
+    return open_widened(path) if dtype == "bf16" else open_session(path)
 
 
 def _parameters(candidate: Candidate) -> int:

@@ -41,6 +41,7 @@ _RENAMED = {
     _aten.__or__.Tensor: _aten.bitwise_or.Tensor,
     _aten.__xor__.Tensor: _aten.bitwise_xor.Tensor,
     _aten.view.default: _aten.reshape.default,
+    _aten.clip.default: _aten.clamp.default,
 }
 _SUMS = {_aten.cumsum.default, _aten.sum.default, _aten.sum.dim_IntList, _aten.prod.default}
 _SAME_SHAPE = {_aten.expand.default, _aten.slice.Tensor, _aten.view.default, _aten.reshape.default}
@@ -197,6 +198,14 @@ def _same_shape(left: Iterable[Any], right: Iterable[Any]) -> bool:
 def _skips(node: torch.fx.Node) -> bool:
     """A slice with a step keeps its shape only where the axis has one element or none."""
     return bool(node.target is _aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1)
+
+
+def foreign_operators(program: ExportedProgram) -> set[Any]:
+    """The operators that `clean` leaves in the graph, as far as their names tell."""
+    dropped = _CASTS | _IDENTITIES
+    nodes = [node for node in program.graph.nodes if node.op == "call_function" and not _is_assertion(node)]
+    left = {node.target for node in nodes if node.target not in dropped and not _is_in_place(node)}
+    return {_RENAMED.get(target, target) for target in left}
 
 
 def operator_counts(program: ExportedProgram) -> Mapping[str, int]:

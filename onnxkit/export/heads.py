@@ -23,7 +23,11 @@ class PickOutputs(torch.nn.Module):
         self._names = tuple(names)
 
     def forward(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Pick them."""
+        """Pick them; InputError when the model does not give one."""
+        lacking = [name for name in self._names if getattr(output, name, None) is None]
+        if lacking:
+            given = ", ".join(output.keys()) if hasattr(output, "keys") else type(output).__name__
+            raise InputError(f"the model gives no {', '.join(lacking)}, only {given}")
         return {name: getattr(output, name) for name in self._names}
 
 

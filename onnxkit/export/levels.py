@@ -24,6 +24,7 @@ from onnxkit.export.plan import Plan
 from onnxkit.export.reference import LoadedModel, load_reference_model
 from onnxkit.export.report import LevelName
 from onnxkit.export.trace import PREFIX, empty_model, trace
+from onnxkit.export.trace import LevelRefused as LevelRefused
 from onnxkit.export.weights import (
     LoadedWeights,
     StreamedWeights,
@@ -55,10 +56,6 @@ _CONVERTIBLE = 25
 
 _HEAD_PREFIX = "head."
 _NAMED = 8
-
-
-class LevelRefused(Exception):
-    """A level that made a graph which must not be taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +100,6 @@ class Workshop:
             model = empty_model(self.plan.build, self.plan.config, dtype=self._dtype)
             ties = tied_names(model)
         traced = trace(self.plan, model, dtype=self._dtype, decompose=level == "L2", phases=self.phases)
-        if traced.attentions != traced.attention_calls:
-            raise LevelRefused(
-                f"the trace holds {traced.attentions} attention operators for {traced.attention_calls} calls"
-            )
         with self.phases("convert"):
             self._attach(traced.model, model, traced.buffers, ties)
             counts = finish(traced.model, opset=self._opset, prefix=PREFIX)

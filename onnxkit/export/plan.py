@@ -73,6 +73,7 @@ def choose_task(checkpoint: Checkpoint, asked: str) -> str:
     if found in OUTPUTS:
         return str(found)
     said = f"is a {names[0]}" if names else "names no architectures in its config.json"
+    said += f", whose task {found} export does not cover" if found else ""
     raise InputError(f"{checkpoint.source} {said}: say with --task what to export: {', '.join(OUTPUTS)}")
 
 
@@ -95,6 +96,8 @@ def make_plan(checkpoint: Checkpoint, asked: str, build_empty: Callable[..., Pre
         ) from error
     entry = _encoder if config.is_encoder_decoder and task == "feature-extraction" else _itself
     inputs = graph_inputs(entry(model), checkpoint.processor)
+    if task == "feature-extraction" and inputs[0].name == "pixel_values":
+        task = "image-feature-extraction"
     outputs = _outputs(task, model, checkpoint, inputs)
     head: Head = PickOutputs(outputs)
     if task == "sentence-similarity":
@@ -122,7 +125,8 @@ def _model_class(
     """Optimum's AutoModel class for the task; one tower of a model that has two."""
     from optimum.exporters.tasks import TasksManager
 
-    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+    pair = hasattr(config, "vision_config") and hasattr(config, "text_config")
+    if pair and task.endswith("feature-extraction"):
         part = "Vision" if task.startswith("image") else "Text"
         stem = str((checkpoint.settings.get("architectures") or ["?"])[0]).removesuffix("Model")
         tower = getattr(transformers, f"{stem}{part}Model", None)

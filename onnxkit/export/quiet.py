@@ -1,9 +1,11 @@
-"""Libraries that talk: their logs, warnings and progress bars are kept off the user's terminal."""
+"""Libraries that talk or leave things behind: kept off the user's terminal and out of the file system."""
 
 from __future__ import annotations
 
 import contextlib
 import logging as python_logging
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -35,3 +37,17 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
         for name, level in levels.items():
             python_logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def no_compiler_cache() -> Iterator[None]:
+    """Within the block, the cache folder of torch's compiler, which tracing makes, too, is a scratch one."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory(prefix="onnxkit-") as scratch:
+        os.environ[variable] = before or scratch
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[variable]

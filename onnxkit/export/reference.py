@@ -122,18 +122,7 @@ def _judge(found: list[CaseAgreement], kept: list[ReferenceCase], tolerance: flo
 
 def cases_for(directory: Path, *, seed: int) -> list[tuple[str, Feeds]]:
     """At least five new shapes for the graph in `directory`, padded right and left where it takes a mask."""
-    model = ModelDir.open(directory)
-    return [(name, _matched(feeds)) for name, feeds in random_cases(model, seed=seed)]
-
-
-def _matched(feeds: Mapping[str, NDArray[Any]]) -> Feeds:
-    """A waveform's mask counts samples: stretch a mask that was made for tokens."""
-    wave, mask = feeds.get("input_values"), feeds.get("attention_mask")
-    if wave is None or mask is None or wave.shape == mask.shape:
-        return feeds
-    columns = np.arange(wave.shape[1]) * mask.shape[1] // wave.shape[1]
-    stretched = np.ascontiguousarray(mask[:, columns])
-    return {**feeds, "attention_mask": stretched, "input_values": wave * stretched.astype(wave.dtype)}
+    return [(name, feeds) for name, feeds in random_cases(ModelDir.open(directory), seed=seed)]
 
 
 def write_reference(path: Path, result: Check) -> None:

@@ -94,18 +94,27 @@ def _image_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> list[
     return [GraphInput(name="pixel_values", dtype=torch.float32, axes=(BATCH, channels, *size))]
 
 
-def _spectrogram_inputs(model: PreTrainedModel) -> list[GraphInput]:
-    frames = 2 * int(model.config.max_source_positions)
-    axes = (BATCH, int(model.config.num_mel_bins), frames)
-    return [GraphInput(name="input_features", dtype=torch.float32, axes=axes)]
+def _audio_inputs(
+    model: PreTrainedModel, main: str, processor: Mapping[str, Any], accepted: Sequence[str]
+) -> list[GraphInput]:
+    """Whisper's and AST's spectrograms of one length, or waveforms of any, perhaps with a mask of samples.
 
-
-def _waveform_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> list[GraphInput]:
-    """Models with group normalization are trained without a mask; their processors say so."""
-    axes = (BATCH, "num_samples")
-    masked = processor.get("return_attention_mask", model.config.feat_extract_norm == "layer")
-    inputs = [GraphInput(name="input_values", dtype=torch.float32, axes=axes)]
-    if masked:
+    Waveform models with group normalization are trained without a mask; their processors say so.
+    """
+    config = model.config
+    bins, frames = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
+    axes: tuple[int | str, ...]
+    if main == "input_features" and bins and frames:
+        axes = (BATCH, bins, 2 * frames)
+    elif main == "input_values" and bins and getattr(config, "max_length", None):
+        axes = (BATCH, config.max_length, bins)
+    elif main == "input_values" and hasattr(config, "conv_stride"):
+        axes = (BATCH, "num_samples")
+    else:
+        return []
+    inputs = [GraphInput(name=main, dtype=torch.float32, axes=axes)]
+    normed = getattr(config, "feat_extract_norm", "layer") == "layer"
+    if len(axes) == 2 and "attention_mask" in accepted and processor.get("return_attention_mask", normed):
         inputs.append(GraphInput(name="attention_mask", dtype=torch.int64, axes=axes))
     return inputs
 
@@ -114,19 +123,27 @@ def graph_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> tuple[
     """The inputs of `model`, told from its forward method, its config and its preprocessor's config.
 
     Raises:
-        InputError: a model of another modality.
+        InputError: a model of another modality, or one that needs further inputs.
     """
-    accepted = list(inspect.signature(model.forward).parameters)
-    main = model.main_input_name
+    parameters = inspect.signature(model.forward).parameters
+    main = str(model.main_input_name)
+    inputs = _inputs_of(model, main, processor, list(parameters))
+    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty
+                and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]  # fmt: skip
+    if not inputs or not set(required) <= {given.name for given in inputs}:
+        raise InputError(
+            f"{type(model).__name__} takes {', '.join(dict.fromkeys([main, *required]))}: "
+            "only encoders of text, images or audio alone are exported"
+        )
+    return tuple(inputs)
+
+
+def _inputs_of(
+    model: PreTrainedModel, main: str, processor: Mapping[str, Any], accepted: Sequence[str]
+) -> list[GraphInput]:
+    """The inputs, told from the main one; none for another modality."""
     if main == "input_ids":
-        return tuple(_text_inputs(model, accepted))
+        return _text_inputs(model, accepted)
     if main == "pixel_values" and "pixel_values" in accepted and "input_ids" not in accepted:
-        return tuple(_image_inputs(model, processor))
-    if main == "input_features":
-        return tuple(_spectrogram_inputs(model))
-    if main == "input_values" and hasattr(model.config, "feat_extract_norm"):
-        return tuple(_waveform_inputs(model, processor))
-    raise InputError(
-        f"{type(model).__name__} takes {main} and perhaps more: "
-        "only encoders of text, images or audio are exported"
-    )
+        return _image_inputs(model, processor)
+    return _audio_inputs(model, main, processor, accepted)

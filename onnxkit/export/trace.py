@@ -25,6 +25,10 @@ PREFIX = "model."
 """What stands before every parameter name and module path of a trace: the wrapper's attribute."""
 
 
+class LevelRefused(Exception):
+    """A level that made a graph which must not be taken."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traced:
     """A traced graph, still with semantic operators.
@@ -63,11 +67,16 @@ def _parameters_on_meta() -> Iterator[None]:
 def empty_model(
     build: Callable[..., PreTrainedModel], config: PretrainedConfig, *, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Build a model with our attention whose parameters have no storage; its buffers are real."""
+    """Build a model with our attention, if it lets us, whose parameters have no storage; buffers are real."""
     register()
     with no_init_weights(), _parameters_on_meta():
-        settings = copy.deepcopy(config)
-        model: Any = build(settings, attn_implementation=IMPLEMENTATION, dtype=dtype)
+        try:
+            model: Any = build(copy.deepcopy(config), attn_implementation=IMPLEMENTATION, dtype=dtype)
+        except KeyError as error:
+            if error.args != (IMPLEMENTATION,):
+                raise
+            # A model that looks its attention up in a table of its own: the hooks will not be called.
+            model = build(copy.deepcopy(config), attn_implementation="eager", dtype=dtype)
     model.tie_weights()
     empty: PreTrainedModel = model.eval()
     return empty
@@ -108,6 +117,7 @@ def trace(
     """Trace `model` (from `empty_model` with `IMPLEMENTATION`) and convert it.
 
     Raises:
+        LevelRefused: attention modules that do not speak in the semantic operator.
         Exception: whatever torch raises when the model cannot be traced this way; the caller goes
             on to the next level.
     """
@@ -125,6 +135,8 @@ def trace(
             program = torch.export.export(wrapper, sample, dynamic_shapes=shapes, strict=False)
             traced_calls = calls.count
         attentions = fx.operator_counts(program).get("attention", 0)
+        if attentions != traced_calls:  # said before the conversion, which costs most
+            raise LevelRefused(f"the trace holds {attentions} attention operators for {traced_calls} calls")
         with phases("convert"):
             converted = convert.to_onnx(program, decompose=decompose, translations=translations)
     name_boundary(converted, plan.signature)

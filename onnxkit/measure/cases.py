@@ -99,7 +99,18 @@ def make_feeds(
     lengths = _lengths(shape, rng)
     grid = np.arange(shape.sequence)
     tokens = grid >= shape.sequence - lengths[:, None] if shape.padding == "left" else grid < lengths[:, None]
-    return {spec.name: _fill(spec, sizes[spec.name], known, tokens, rng) for spec in specs}
+    feeds = {spec.name: _fill(spec, sizes[spec.name], known, tokens, rng) for spec in specs}
+    return _mask_waveform(feeds)
+
+
+def _mask_waveform(feeds: dict[str, Array]) -> dict[str, Array]:
+    """A waveform's mask counts samples, not tokens: stretch it, and silence what it masks."""
+    wave, mask = feeds.get("input_values"), feeds.get("attention_mask")
+    if wave is None or mask is None or wave.ndim != mask.ndim or wave.shape == mask.shape:
+        return feeds
+    columns = np.arange(wave.shape[1]) * mask.shape[1] // wave.shape[1]
+    stretched = np.ascontiguousarray(mask[:, columns])
+    return {**feeds, "attention_mask": stretched, "input_values": wave * stretched.astype(wave.dtype)}
 
 
 def longest_sequence(known: Geometry, limit: int = LONGEST) -> int:

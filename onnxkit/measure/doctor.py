@@ -22,7 +22,7 @@ from onnxkit.runtime.providers import CUDA
 _PACKAGES = {
     "onnx": "", "onnx-ir": "", "onnxscript": "", "numpy": "", "tokenizers": "", "pillow": "", "jinja2": "",
     "psutil": "", "typer": "", "rich": "", "torch": "export", "transformers": "export", "optimum": "export",
-    "safetensors": "export", "huggingface-hub": "export", "pyarrow": "data", "soundfile": "audio",
+    "safetensors": "export", "huggingface-hub": "export", "pyarrow": "data",
 }  # fmt: skip
 
 

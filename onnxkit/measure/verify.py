@@ -13,6 +13,7 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import GateFailed, InputError
 from onnxkit.measure.agreement import Agreement, compare
 from onnxkit.measure.settings import MachineFacts, SessionFacts, describe, machine_facts, session_facts
+from onnxkit.measure.widened import holds_bfloat16, open_widened
 from onnxkit.progress import Progress
 from onnxkit.report import Report
 from onnxkit.runtime import RuntimeOptions, Session, open_session
@@ -84,7 +85,7 @@ def verify_model(
             f"{path}: no reference data to verify against: `onnxkit export` writes it (reference.npz), and "
             "the other stages copy it along"
         )
-    session = open_session(model.model_file, runtime or RuntimeOptions())
+    session = _open(model.model_file, runtime or RuntimeOptions(), progress)
     facts = session_facts(session)
     progress.note(describe(facts))
     outputs: list[VerifiedOutput] = []
@@ -107,6 +108,17 @@ def verify_model(
         wall_s=time.perf_counter() - began,
     )
     return _judged(report, progress)
+
+
+def _open(path: Path, runtime: RuntimeOptions, progress: Progress) -> Session:
+    """Open the graph; a bfloat16 one that the provider has no kernels for as float32, as export did."""
+    try:
+        return open_session(path, runtime)
+    except InputError:
+        if not holds_bfloat16(path):
+            raise
+        progress.warn(f"{runtime.ep} cannot run bfloat16 here: checked with its values cast to float32")
+        return open_widened(path, runtime)
 
 
 def _check_files(model: ModelDir, progress: Progress) -> int:

@@ -16,6 +16,7 @@ _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128,
     16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
 }  # fmt: skip
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _FLOAT = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 _SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
@@ -96,7 +97,8 @@ def _consumers(name: str, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
 
 def _count_bytes(tensor: onnx.TensorProto, consumers: list[_Use], census: Census) -> None:
     size = (_elements(tensor) * _BITS.get(tensor.data_type, 0) + 7) // 8
-    census.bytes_by_dtype[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += size
+    name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+    census.bytes_by_dtype[_NUMPY_NAMES.get(name, name)] += size
     census.bytes_by_operator[type_name(consumers[0].node) if consumers else "(unused)"] += size
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxkit.errors import EnvironmentProblem, InputError
-from onnxkit.graph.files import load_model, save_model
-from onnxkit.graph.upcast import bf16_to_fp32
 from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare, valid_positions, worst
 from onnxkit.measure.latency import interleaved
+from onnxkit.measure.widened import open_widened
 from onnxkit.optimize.report import CheckResult, SpeedRatio
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, Session, open_session
@@ -40,13 +38,7 @@ class Expected:
 
 def open_model(path: Path, options: RuntimeOptions, *, upcast: bool) -> Session:
     """Open a graph; with `upcast`, a copy whose bfloat16 values are float32: no CPU kernel takes bfloat16."""
-    if not upcast:
-        return open_session(path, options)
-    with tempfile.TemporaryDirectory() as folder:
-        model = load_model(path)
-        bf16_to_fp32(model)
-        save_model(model, Path(folder) / path.name)
-        return open_session(Path(folder) / path.name, options)
+    return open_widened(path, options) if upcast else open_session(path, options)
 
 
 def expect(

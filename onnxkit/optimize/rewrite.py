@@ -57,9 +57,12 @@ def rewrite(
         scratch: a directory for temporary files.
     """
     done = Rewritten()
-    if level.clean:
+    # Our exports are clean, and a pass that merged nodes across a region's bounds would undo the region:
+    # they are lowered first.
+    if level.clean and not (level.lower and find_regions(model)):
         clean_up(model)
     if level.lower:
+        infer_dtypes(model)
         _lower(model, dialect, disabled, cases, scratch, done)
         _fuse(model, dialect.neighbours, disabled, done)
     if level.approximate:

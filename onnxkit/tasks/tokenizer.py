@@ -136,7 +136,7 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
 
 def position_offset(config: Mapping[str, Any]) -> int:
     """Return the position of a text's first token: `padding_idx + 1` in RoBERTa's family, else 0."""
-    if config.get("model_type") not in _POSITIONS_AFTER_PADDING:
+    if str(config.get("model_type")) not in _POSITIONS_AFTER_PADDING:
         return 0
     padding = config.get("pad_token_id")
     return (padding if isinstance(padding, int) else 1) + 1

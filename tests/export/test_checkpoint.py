@@ -38,6 +38,13 @@ def test_a_local_directory(tiny: Tiny) -> None:
     assert found.config().num_hidden_layers == 3
 
 
+def test_only_the_weights_that_transformers_reads(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny("bert"), tmp_path / "x")
+    shutil.copy(tiny("bert-mlm") / "model.safetensors", tmp_path / "x" / "model.fp16.safetensors")
+    found = open_checkpoint(str(tmp_path / "x"), Access())
+    assert [file.name for file in found.weight_files] == ["model.safetensors"]
+
+
 def test_a_subfolder_stays_inside(tiny: Tiny, tmp_path: Path) -> None:
     shutil.copytree(tiny("bert"), tmp_path / "inner")
     assert open_checkpoint(str(tmp_path), Access(subfolder="inner")).path == tmp_path / "inner"

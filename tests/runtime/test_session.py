@@ -258,7 +258,6 @@ def test_cuda_without_cuda_is_an_error_with_a_way_out(adder: bytes, capfd: Any) 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not _cuda_works(), reason="no CUDA")
 def test_cuda(adder: bytes) -> None:
     session = open_session(adder, RuntimeOptions(ep="cuda"))
     assert session.provider == "CUDAExecutionProvider"
