@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -98,4 +99,6 @@ def main() -> NoReturn:
         get_command(app).main(prog_name="onnxkit", obj=Console())
     console = Console(owns_process=True)
     _prepare(sys.argv[1:], console)
-    sys.exit(execute(sys.argv[1:], console))
+    code = execute(sys.argv[1:], console)
+    gc.freeze()  # or the interpreter searches all that an export made for cycles before it ends
+    sys.exit(code)

@@ -56,6 +56,8 @@ def _sample(given: GraphInput, generator: torch.Generator) -> torch.Tensor:
         return mask
     if given.name == "token_type_ids":
         return torch.zeros(shape, dtype=given.dtype)
+    if given.name == "bbox":
+        return torch.tensor([5, 6, 17, 18], dtype=given.dtype).expand(shape).contiguous()
     if given.dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=given.dtype)
     return torch.randint(5, 20, shape, generator=generator, dtype=given.dtype)
@@ -68,7 +70,10 @@ def _text_inputs(model: PreTrainedModel, accepted: Sequence[str]) -> list[GraphI
         names.append("attention_mask")
     if "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
-    return [GraphInput(name=name, dtype=torch.int64, axes=axes) for name in names]
+    inputs = [GraphInput(name=name, dtype=torch.int64, axes=axes) for name in names]
+    if "bbox" in accepted:  # of layout models: x0, y0, x1, y1 of every token on a page of 1000 x 1000
+        inputs.append(GraphInput(name="bbox", dtype=torch.int64, axes=(*axes, 4)))
+    return inputs
 
 
 def _size(value: Any) -> tuple[int, int] | None:
@@ -80,7 +85,7 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 
 def _image_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> list[GraphInput]:
-    config = model.config
+    config = getattr(model.config, "vision_config", None) or model.config
     channels = int(getattr(config, "num_channels", 3) or 3)
     if config.model_type in ANY_IMAGE_SIZE:
         axes: tuple[int | str, ...] = (BATCH, channels, "height", "width")
