@@ -53,7 +53,9 @@ def optimum_features(work: Path, checkpoint: Path) -> None:
 def optimum_classifiers(work: Path) -> None:
     """Transformers' pipelines over optimum's ORT models."""
     text = ORTModelForSequenceClassification.from_pretrained(work / "langid")
-    classify = pipeline("text-classification", model=text, tokenizer=AutoTokenizer.from_pretrained(work / "langid"))
+    classify = pipeline(
+        "text-classification", model=text, tokenizer=AutoTokenizer.from_pretrained(work / "langid")
+    )
     print("ok   optimum-onnx, text-classification:", classify(["Samstag", "samedi"]))
     image = ORTModelForImageClassification.from_pretrained(work / "digits")
     processor = AutoImageProcessor.from_pretrained(work / "digits", use_fast=False)
@@ -65,7 +67,9 @@ def sentence_transformers(work: Path, checkpoint: Path) -> None:
     """SentenceTransformer(backend="onnx") against its own PyTorch backend."""
     expected = SentenceTransformer(str(checkpoint)).encode(SENTENCES)
     for name in ("minilm-sentence", "minilm-features"):
-        model = SentenceTransformer(str(work / name), backend="onnx", model_kwargs={"file_name": "model.onnx"})
+        model = SentenceTransformer(
+            str(work / name), backend="onnx", model_kwargs={"file_name": "model.onnx"}
+        )
         actual = model.encode(SENTENCES)
         check(f"sentence-transformers, {name}", float(np.abs(actual - expected).max()))
 
