@@ -53,10 +53,10 @@ def seconds(value: float | None) -> str:
 
 
 def difference(value: float | None) -> str:
-    """Write a relative difference: `3.2e-07`, `none` for equal bit by bit, `-` for not a number."""
+    """Write a relative difference: `3.2e-07`, `0` for equal bit by bit, `-` for not a number."""
     if value is None or value != value:
         return "-"
-    return f"{value:.1e}" if value else "none"
+    return f"{value:.1e}" if value else "0"
 
 
 def judged(worst: float, tolerance: float) -> str:

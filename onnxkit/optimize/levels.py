@@ -33,7 +33,7 @@ class Level:
 LEVELS: tuple[Level, ...] = (
     Level(
         number=0,
-        summary="none: a checked copy",
+        summary="a checked copy",
         clean=False,
         lower=False,
         approximate=False,
@@ -42,7 +42,7 @@ LEVELS: tuple[Level, ...] = (
     ),
     Level(
         number=1,
-        summary="clean-up: constant folding, common subexpressions, dead code",
+        summary="clean-up (constant folding, common subexpressions, dead code)",
         clean=True,
         lower=False,
         approximate=False,
@@ -51,7 +51,7 @@ LEVELS: tuple[Level, ...] = (
     ),
     Level(
         number=2,
-        summary="and the provider's own operators (the default)",
+        summary="clean-up and the provider's own operators",
         clean=True,
         lower=True,
         approximate=False,
@@ -60,7 +60,7 @@ LEVELS: tuple[Level, ...] = (
     ),
     Level(
         number=3,
-        summary="and approximations such as FastGelu",
+        summary="the provider's own operators and approximations such as FastGelu",
         clean=True,
         lower=True,
         approximate=True,
@@ -69,7 +69,7 @@ LEVELS: tuple[Level, ...] = (
     ),
     Level(
         number=4,
-        summary="and float16; inputs and outputs stay float32",
+        summary="the provider's own operators, approximations and float16 (inputs and outputs stay float32)",
         clean=True,
         lower=True,
         approximate=True,

@@ -83,7 +83,7 @@ def optimize_model(
     job = _Job(model=model, level=level, dialect=dialect, options=options, progress=progress)
     if level.half and provider_name(options.ep) == _CPU:
         progress.warn("float16 on a CPU is computed in float32 between casts: half the file, but no faster")
-    progress.note(f"-O{level.number} for {provider_name(options.ep)}: {level.summary}")
+    progress.note(f"-O{level.number}: {level.summary}, for {provider_name(options.ep)}")
     with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes) as staging:
         copy_companions(model, staging)
         files = _file_names(model)

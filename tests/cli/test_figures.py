@@ -37,7 +37,7 @@ def test_an_exact_size_shows_its_base() -> None:
 
 def test_differences() -> None:
     assert figures.difference(3.21e-7) == "3.2e-07"
-    assert figures.difference(0.0) == "none"
+    assert figures.difference(0.0) == "0"
     assert figures.difference(None) == figures.difference(float("nan")) == "-"
     assert figures.judged(3.21e-7, 1e-4) == "worst difference 3.2e-07 of 1e-04 allowed"
 
