@@ -44,6 +44,18 @@ _SWIN = {
     "image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
     "window_size": 4,
 }  # fmt: skip
+_LLM = {**_TEXT, "num_key_value_heads": 2, "head_dim": 8, **_ENDS}
+_GEMMA3 = {
+    **_LLM, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "use_bidirectional_attention": True,
+}  # fmt: skip
+_CONVNEXT = {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [2, 2], "image_size": 32}
+_PYRAMID = {
+    "image_size": 64, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 2, 4],
+}  # fmt: skip
+_EFFICIENTNET = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
+_AST = {**_SIZE, "max_length": 64, "num_mel_bins": 32}
 _LABELS = {"id2label": {0: "low", 1: "middle", 2: "high"}, "label2id": {"low": 0, "middle": 1, "high": 2}}
 
 
@@ -91,6 +103,14 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _text("mpnet", "MPNet", {**_TEXT, "pad_token_id": 1}),
     _text("modernbert", "ModernBert", _MODERNBERT),
     _text("nomic_bert", "NomicBert", {**_TEXT, "pad_token_id": 0}),
+    _text("mobilebert", "MobileBert", {**_TEXT, "embedding_size": 16, "intra_bottleneck_size": 16}),
+    _text(
+        "esm", "Esm", {**_TEXT, "pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"}
+    ),
+    _text("eurobert", "EuroBert", {**_LLM, "mask_token_id": 3}),
+    _text("qwen3", "Qwen3", _LLM),
+    _text("mistral", "Mistral", {**_LLM, "sliding_window": 6}),
+    _text("gemma3", "Gemma3Text", _GEMMA3, model_class="Gemma3TextModel"),
     _text("deberta-v2", "DebertaV2", _DEBERTA, level="L3"),
     _text("clip-text", "CLIPText", {**_TEXT, "hidden_act": "quick_gelu", **_ENDS}),
     _text("siglip-text", "SiglipText", {**_TEXT, "max_position_embeddings": 16, **_ENDS}),
@@ -99,23 +119,41 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _image("vit", "ViT"),
     _image("deit", "DeiT"),
     _image("dinov2", "Dinov2"),
-    _image("beit", "Beit", {**_IMAGE, "use_relative_position_bias": True}, level="L2"),
-    _image("swin", "Swin", _SWIN, level="L2"),
+    _image("beit", "Beit", {**_IMAGE, "use_relative_position_bias": True}),
+    _image("swin", "Swin", _SWIN),
     _image(
         "convnext",
         "ConvNext",
-        {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [2, 2], "image_size": 32},
+        _CONVNEXT,
     ),
     _image(
         "resnet",
         "ResNet",
         {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
-        level="L2",
     ),
+    _image("convnextv2", "ConvNextV2", _CONVNEXT),
+    _image("efficientnet", "EfficientNet", _EFFICIENTNET),
+    _image("dinov3-vit", "DINOv3ViT", {**_IMAGE, "num_register_tokens": 2}),
     _text("t5", "T5", _T5),
     _text("whisper", "Whisper", _WHISPER, kind="audio"),
-    _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio", level="L2"),
+    _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio"),
+    _text("hubert", "Hubert", {**_WAV2VEC2, "do_stable_layer_norm": True}, kind="audio"),
+    _text("audio-spectrogram-transformer", "AST", _AST, kind="audio"),
     _head("bert-classifier", "text-classification", "BertForSequenceClassification", **_LABELS),
+    _text(
+        "xlm-roberta-reranker",
+        "XLMRoberta",
+        {**_TEXT, "pad_token_id": 1, "type_vocab_size": 1, "num_labels": 1},
+        task="text-classification",
+        model_class="XLMRobertaForSequenceClassification",
+    ),
+    _text(
+        "qwen3-reranker",
+        "Qwen3",
+        {**_LLM, "num_labels": 1},
+        task="text-classification",
+        model_class="Qwen3ForSequenceClassification",
+    ),
     _head("bert-tagger", "token-classification", "BertForTokenClassification", **_LABELS),
     _head("bert-reader", "question-answering", "BertForQuestionAnswering"),
     _head("bert-mlm", "fill-mask", "BertForMaskedLM"),
@@ -125,6 +163,20 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         {**_IMAGE, **_LABELS},
         task="image-classification",
         model_class="ViTForImageClassification",
+    ),
+    _image(
+        "clip-classifier",
+        "CLIP",
+        {"vision_config": _IMAGE, "text_config": _TEXT, **_LABELS},
+        task="image-classification",
+        model_class="CLIPForImageClassification",
+    ),
+    _image(
+        "segformer-classifier",
+        "Segformer",
+        {**_PYRAMID, **_LABELS},
+        task="image-classification",
+        model_class="SegformerForImageClassification",
     ),
 )
 BY_NAME: dict[str, TinyModel] = {model.name: model for model in TINY_MODELS}

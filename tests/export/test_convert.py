@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ CASES: dict[str, Any] = {
     "minimum": lambda x: torch.min(x, x * 2),
     "several outputs": lambda x: (x + 1, x.sum(1)),
     "step": lambda x: x[:, ::2] * 1,
+    "clip": lambda x: x.clip(-0.5, 0.5),
+    "reshape as": lambda x: x.reshape(-1, 2, 3).reshape_as(x) * 2,
+    "an operator to decompose": lambda x: 1.0 - x.square(),
+    "one that decomposes twice": lambda x: torch.nn.functional.adaptive_avg_pool1d(x[:, None], 1),
 }
 
 
@@ -99,6 +104,37 @@ def test_a_named_padding(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(2))
     for padding in ("valid", "same"):
         check(lambda x, p=padding: torch.nn.functional.conv2d(x, weight, padding=p), tmp_path, x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_is_one_operator_with_a_constant_bias(bias: bool, tmp_path: Path) -> None:
+    convolution = torch.nn.Conv2d(
+        4, 6, (3, 2), stride=2, padding=(1, 0), dilation=(1, 2), groups=2, bias=bias
+    )
+    x = torch.randn(4, 4, 7, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        model = check(convolution, tmp_path, x)
+    (node,) = model.graph
+    assert [value.is_initializer() for value in node.inputs[1:] if value] == [True] * (1 + bias)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalization_is_one_operator(affine: bool, tmp_path: Path) -> None:
+    norm = torch.nn.BatchNorm1d(6, affine=affine).eval()
+    generator = torch.Generator().manual_seed(3)
+    torch.nn.init.uniform_(norm.get_buffer("running_mean"), -1, 1, generator=generator)
+    torch.nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2, generator=generator)
+    with torch.no_grad():
+        model = check(norm, tmp_path)
+    assert [node.op_type for node in model.graph] == ["BatchNormalization"]
+
+
+def test_weight_norm(tmp_path: Path) -> None:
+    convolution = torch.nn.Conv1d(3, 4, 2, groups=1).eval()
+    for dim in (0, 2):
+        normed = torch.nn.utils.parametrizations.weight_norm(copy.deepcopy(convolution), dim=dim)
+        with torch.no_grad():
+            check(normed, tmp_path, torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(4)))
 
 
 def in_place_on_a_view(x: torch.Tensor) -> torch.Tensor:

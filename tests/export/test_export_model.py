@@ -329,3 +329,13 @@ def test_a_tied_projection_keeps_one_copy_of_the_embedding(tiny: Tiny, tmp_path:
     vocabulary = [w for w in model.graph.initializer if 128 in w.dims and len(w.dims) == 2]
     assert len(vocabulary) == 1
     assert report.level == "L1"
+
+
+def test_a_reason_that_levels_share_is_said_once(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(self: levels.Workshop, level: str) -> Any:
+        raise ValueError("needs a heart" if level != "L2" else "needs a brain")
+
+    monkeypatch.setattr(levels.Workshop, "make", refuse)
+    said = "L1, L3: ValueError: needs a heart; L2: ValueError: needs a brain"
+    with pytest.raises(InputError, match=said):
+        export(tiny("bert"), tmp_path / "out")

@@ -47,7 +47,7 @@ def test_a_dense_model(tmp_path):
     ]
     found = only(model_of(tmp_path / "m.onnx", nodes, tensors))
     assert found.parameters == 64 * 8 + 8
-    assert found.bytes_by_dtype == {"float": (64 * 8 + 8) * 4, "int64": 16}
+    assert found.bytes_by_dtype == {"float32": (64 * 8 + 8) * 4, "int64": 16}
     assert found.bytes_by_operator == {"MatMul": 64 * 8 * 4, "Add": 32, "Reshape": 16}
     assert found.nodes_by_type == {"MatMul": 1, "Add": 1, "Reshape": 1}
     assert found.opsets == {"ai.onnx": 21, "com.microsoft": 1}
