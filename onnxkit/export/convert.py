@@ -136,6 +136,26 @@ def _unbind(x: Any, dim: int = 0) -> list[Any]:
     return [_standard("Squeeze", part, axes) for part in parts]
 
 
+def _convolution(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Any:
+    """Torchlib's gives a convolution without bias one that is computed, which no quantizer takes."""
+    rank = len(weight.shape) - 2
+    if len(x.shape) != rank + 2:
+        raise ValueError("a convolution of a single sample")
+    strides, pads, dilations = (
+        list(given) * (rank if len(given) == 1 else 1) for given in (stride, padding, dilation)
+    )
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return _standard("Conv", *given, strides=strides, pads=pads * 2, dilations=dilations, group=groups)
+
+
 def _conv2d_named_padding(
     x: Any,
     weight: Any,
@@ -198,6 +218,9 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.split_with_sizes.default: _split_with_sizes,
     torch.ops.aten.chunk.default: _chunk,
     torch.ops.aten.unbind.int: _unbind,
+    torch.ops.aten.conv1d.default: _convolution,
+    torch.ops.aten.conv2d.default: _convolution,
+    torch.ops.aten.conv3d.default: _convolution,
     torch.ops.aten.conv2d.padding: _conv2d_named_padding,
     torch.ops.aten.reshape_as.default: _reshape_as,
     torch.ops.aten.batch_norm.default: _batch_norm,

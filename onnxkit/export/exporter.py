@@ -175,7 +175,7 @@ class _Job:
             candidate = self._attempt(shop, level, staging)
             if candidate is not None:
                 return candidate
-        said = "; ".join(f"{trial.level}: {trial.reason}" for trial in self.trials)
+        said = _each_once(self.trials)
         if self.check is not None:
             worst = self.check.worst
             raise GateFailed(
@@ -337,6 +337,14 @@ def _rows(check: Check | None) -> tuple[CheckedOutput, ...]:
         )
         for each in (check.cases if check is not None else ())
     )
+
+
+def _each_once(trials: Sequence[LevelTrial]) -> str:
+    """Every reason with the levels that gave it: "L1, L2: no; L3: not either"."""
+    levels: dict[str, list[str]] = {}
+    for trial in trials:
+        levels.setdefault(trial.reason, []).append(trial.level)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in levels.items())
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel, activations, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IMPLEMENTATION = "onnxkit"
+_FAR = 1 << 20
+"""Farther than any window that is not named."""
 
 _library: Any = torch.library.Library("onnxkit", "DEF")  # type: ignore[no-untyped-call]
 _library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, float scale) -> Tensor")
@@ -92,33 +94,39 @@ def mask(
     mask_function: Callable[..., bool],
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
-    use_vmap: bool = False,
     **other: Any,
 ) -> torch.Tensor | None:
     """Transformers' mask interface: padding, causal and sliding-window masks; others are refused."""
-    if use_vmap:
-        raise HookRefused("a mask with an overlay of the model's own")
-    causal = _is_causal(mask_function, local_size)
-    if attention_mask is None and not causal and not local_size:
+    causal, window = _shape_of(mask_function, int(local_size or 0))
+    if attention_mask is None and not causal and not window:
         return None
-    result: torch.Tensor = OPS.mask(
-        attention_mask, batch_size, q_length, kv_length, int(local_size or 0), causal
-    )
+    result: torch.Tensor = OPS.mask(attention_mask, batch_size, q_length, kv_length, window, causal)
     return result
 
 
-def _is_causal(mask_function: Callable[..., Any], local_size: int | None) -> bool:
-    """Ask the function itself, outside the trace: it is index arithmetic on scalar tensors."""
+def _shape_of(mask_function: Callable[..., Any], local_size: int) -> tuple[bool, int]:
+    """Ask the function itself, outside the trace, whether it is causal and how wide its window is (0: none).
+
+    It is index arithmetic on scalar tensors; a model may have laid something of its own over it.
+    """
     with _disable_current_modes():
 
         def looks(query: int, key: int) -> bool:
-            return bool(mask_function(*(torch.tensor(i) for i in (0, 0, query, key))))
+            try:
+                return bool(mask_function(*(torch.tensor(i) for i in (0, 0, query, key))))
+            except Exception as error:  # it reads more than indices, tensors of the trace for one
+                raise HookRefused("a mask with an overlay of the model's own") from error
 
-        if not looks(1, 0) and (local_size or 2) > 1:
-            raise HookRefused("a mask that is neither causal nor bidirectional")
-        if local_size and (looks(0, local_size + 1) or looks(local_size + 1, 0)):
+        causal = not looks(0, 1)
+        if not local_size:
+            if not looks(1, 0) or not looks(_FAR, 0) or looks(0, _FAR) == causal:
+                raise HookRefused("a mask that is neither causal nor bidirectional")
+            return causal, 0
+        # The farthest key: a window may count the query itself, or not.
+        reach = next((d for d in (local_size - 1, local_size) if looks(d, 0) and not looks(d + 1, 0)), None)
+        if reach is None or not (causal or (reach and looks(0, reach) and not looks(0, reach + 1))):
             raise HookRefused("a window that ends elsewhere than the configuration says")
-        return not looks(0, 1)
+        return causal, reach + 1 if causal else reach
 
 
 def _tanh_gelu(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,11 @@ def export_native(plan: Plan, model: PreTrainedModel, *, dtype: torch.dtype, pha
     names = [given.name for given in plan.signature.inputs]
     shapes = dict(zip(names, dynamic_shapes(plan.signature), strict=True))
     config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=TRACE_OPSET, optimize=False)
-    with phases("trace"), _with_head(plan, subject, dtype), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(phases("trace"))
+        stack.enter_context(_with_head(plan, subject, dtype))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         exporter: Any = OnnxExporter  # its constructor is not annotated
         exported, _ = exporter().export_program(subject, dict(plan.signature.sample()), config)
     graph: ir.Model = exported

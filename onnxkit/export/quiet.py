@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "optimum")
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._subclasses", "onnxscript", "onnx_ir", "optimum")
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block only errors are logged. What matters of them, the export says itself."""
+    """Within the block next to nothing is logged: a level's error, the export says itself."""
     from transformers.utils import logging
 
     transformers_logging: Any = logging  # not annotated
@@ -26,7 +26,7 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in _LOGGERS:
-        python_logging.getLogger(name).setLevel(python_logging.ERROR)
+        python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -19,7 +19,8 @@ _SAMPLE_SIZES = {BATCH: 2, SEQUENCE: 7, "num_samples": 4000, "height": 64, "widt
 ANY_IMAGE_SIZE = frozenset(
     {"convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet"}
 )
-"""Model types without position embeddings or windows: height and width stay dynamic."""
+"""Model types without position embeddings or windows: height and width stay dynamic (unless the padding, as
+TensorFlow does it, follows from them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def _size(value: Any) -> tuple[int, int] | None:
 def _image_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> list[GraphInput]:
     config = getattr(model.config, "vision_config", None) or model.config
     channels = int(getattr(config, "num_channels", 3) or 3)
-    if config.model_type in ANY_IMAGE_SIZE:
+    if config.model_type in ANY_IMAGE_SIZE and not getattr(config, "tf_padding", False):
         axes: tuple[int | str, ...] = (BATCH, channels, "height", "width")
         return [GraphInput(name="pixel_values", dtype=torch.float32, axes=axes)]
     wanted = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
@@ -132,10 +133,11 @@ def graph_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> tuple[
     """
     parameters = inspect.signature(model.forward).parameters
     main = str(model.main_input_name)
-    inputs = _inputs_of(model, main, processor, list(parameters))
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty
                 and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]  # fmt: skip
-    if not inputs or not set(required) <= {given.name for given in inputs}:
+    alone = set(required) <= {main, "attention_mask", "token_type_ids", "bbox"}
+    inputs = _inputs_of(model, main, processor, list(parameters)) if alone else []
+    if not inputs:
         raise InputError(
             f"{type(model).__name__} takes {', '.join(dict.fromkeys([main, *required]))}: "
             "only encoders of text, images or audio alone are exported"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,8 @@ def trace(
         calls = stack.enter_context(counted_attention(plan.entry(model)))
         with phases("trace"):
             shapes = (dynamic_shapes(plan.signature),)
-            program = torch.export.export(wrapper, sample, dynamic_shapes=shapes, strict=False)
+            with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph that it gives up
+                program = torch.export.export(wrapper, sample, dynamic_shapes=shapes, strict=False)
             traced_calls = calls.count
         attentions = fx.operator_counts(program).get("attention", 0)
         if attentions != traced_calls:  # said before the conversion, which costs most
