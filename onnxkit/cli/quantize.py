@@ -196,7 +196,7 @@ def _show_measurement(console: Console, report: QuantizeReport) -> None:
     ]
     if measured.metric is not None:
         metric = measured.metric
-        facts.append((metric.name, f"{metric.before:.4f} -> {metric.after:.4f}"))
+        facts.append((metric.name, f"{metric.before:.4f} -> {metric.after:.4f} ({metric.samples} labelled)"))
     console.facts(facts)
     console.table(
         [Column("output"), *(Column(title, number=True) for title in ("cosine", "SQNR dB", "max abs"))],
