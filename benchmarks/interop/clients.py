@@ -1,4 +1,4 @@
-"""Load onnxkit's directories in optimum-onnx, sentence-transformers and plain onnxruntime.
+"""Load onnxkit's directories in optimum-onnx, sentence-transformers, OpenVINO and plain onnxruntime.
 
 Run by `benchmarks/interop/run` in an environment of its own: these clients need transformers 4.
 
@@ -15,6 +15,7 @@ os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
 
 import numpy as np
 import onnxruntime as ort
+import openvino
 import torch
 from optimum.onnxruntime import (
     ORTModelForFeatureExtraction,
@@ -74,6 +75,19 @@ def sentence_transformers(work: Path, checkpoint: Path) -> None:
         check(f"sentence-transformers, {name}", float(np.abs(actual - expected).max()))
 
 
+def openvino_features(work: Path, checkpoint: Path) -> None:
+    """OpenVINO on the CPU, a left-padded batch, against PyTorch."""
+    tokenizer = AutoTokenizer.from_pretrained(work / "minilm-features", padding_side="left")
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(checkpoint).eval()(**batch).last_hidden_state.numpy()
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(work / "minilm-features" / "model.onnx", "CPU", settings)
+    actual = model({name: tensor.numpy() for name, tensor in batch.items()})[0]
+    mask = batch["attention_mask"].numpy()[..., None]
+    check(f"openvino {openvino.__version__.split('-')[0]}", float(np.abs((actual - expected) * mask).max()))
+
+
 def plain_runtime(work: Path) -> None:
     """A bare InferenceSession."""
     for name in ("minilm-features", "minilm-sentence", "langid", "digits"):
@@ -91,3 +105,4 @@ if __name__ == "__main__":
     optimum_features(work_dir, minilm)
     optimum_classifiers(work_dir)
     sentence_transformers(work_dir, minilm)
+    openvino_features(work_dir, minilm)
