@@ -42,8 +42,13 @@ _MEMORY_PER_BYTE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """One model on one provider with one number of threads, before it is measured."""
+    """One model on one provider with one number of threads, before it is measured.
 
+    Attributes:
+        path: what was asked for: a directory or a bare file.
+    """
+
+    path: str
     model: ModelDir
     known: Geometry
     shapes: tuple[Shape, ...]
@@ -55,7 +60,7 @@ class _Setting:
     @property
     def label(self) -> str:
         threads = "" if self.threads is None else f", threads {self.threads}"
-        return f"{self.model.path} ({self.ep}{threads})"
+        return f"{self.path} ({self.ep}{threads})"
 
 
 @dataclass(kw_only=True)
@@ -87,7 +92,7 @@ def profile_model(
     """
     options, progress = options or ProfileOptions(), progress or Progress()
     check_duration(options.runs, options.seconds)
-    settings = _settings([ModelDir.open(Path(path)) for path in paths], options)
+    settings = _settings([(str(path), ModelDir.open(Path(path))) for path in paths], options)
     if options.trace is not None and len(settings) > 1:
         raise UsageError("--trace keeps the trace of one model, provider and thread count: ask for one")
     together = len(settings) == 1 or _fit_together(settings)
@@ -110,17 +115,18 @@ def profile_model(
     )
 
 
-def _settings(models: Sequence[ModelDir], options: ProfileOptions) -> list[_Setting]:
+def _settings(models: Sequence[tuple[str, ModelDir]], options: ProfileOptions) -> list[_Setting]:
     if not models:
         raise UsageError("no model directory given")
     others = [ep for ep in options.eps if provider_name(ep) != CPU]
     found: list[_Setting] = []
-    for model in models:
+    for path, model in models:
         specs, known = specs_of(model), geometry(model.config)
         shapes = _shapes(model, specs, known, options)
         for ep, threads in itertools.product(options.eps, options.threads or (None,)):
             found.append(
                 _Setting(
+                    path=path,
                     model=model,
                     known=known,
                     shapes=shapes,
@@ -167,14 +173,14 @@ def _measure_group(settings: Sequence[_Setting], options: ProfileOptions, progre
         children = [stack.enter_context(Child(setting.label)) for setting in settings]
         found = [_open(child, setting, options) for child, setting in zip(children, settings, strict=True)]
         for setting, result in zip(settings, found, strict=True):
-            progress.note(f"{setting.model.path}: {describe(result.session)}")
+            progress.note(f"{setting.path}: {describe(result.session)}")
         turns = max(len(setting.shapes) for setting in settings)
         for index in progress.track(range(turns), total=turns, text="measure"):
             here = [i for i, setting in enumerate(settings) if index < len(setting.shapes)]
             _measure_shape(index, [(children[i], settings[i], found[i]) for i in here], options)
         if options.operators or options.trace is not None:
             for child, setting, result in zip(children, settings, found, strict=True):
-                progress.note(f"{setting.model.path}: operators")
+                progress.note(f"{setting.path}: operators")
                 result.tables = _operators(child, setting, options)
     return found
 
@@ -242,7 +248,7 @@ def _profile(
     setting: _Setting, found: _Found, first: tuple[_Setting, _Found], options: ProfileOptions, together: bool
 ) -> ModelProfile:
     return ModelProfile(
-        path=str(setting.model.path),
+        path=setting.path,
         task=setting.model.task,
         size_bytes=setting.model.size_bytes,
         ep=setting.ep,
@@ -288,7 +294,7 @@ def _measurement(
 
 def _notes(settings: Sequence[_Setting], options: ProfileOptions) -> tuple[str, ...]:
     notes = [
-        f"{setting.model.path}: reads no tokens, so no sequence length applies"
+        f"{setting.path}: reads no tokens, so no sequence length applies"
         for setting in settings
         if not setting.sequence_applies
     ]
