@@ -52,9 +52,8 @@ build/%-int8-static/onnxkit.json: build/%-optimized/onnxkit.json
 	    --calibration sample_models/$*/calibration.jsonl --eval sample_models/$*/evaluation.jsonl
 
 demo: build/$(MODEL)-int8-static/onnxkit.json build/$(MODEL)-int8-dynamic/onnxkit.json  ## export, optimize, quantize, run and profile a sample model (MODEL=langid-bert)
-	@printf '\n== run: the held-out samples through the int8 model, the first five shown ==\n'
-	head -5 sample_models/$(MODEL)/evaluation.jsonl > build/$(MODEL)-first.jsonl
-	$(ONNXKIT) run build/$(MODEL)-int8-static --file sample_models/$(MODEL)/evaluation.jsonl --jsonl --quiet | head -5
+	@printf '\n== run: held-out samples through the int8 model, the first ten shown ==\n'
+	@$(ONNXKIT) run build/$(MODEL)-int8-static --file sample_models/$(MODEL)/evaluation.jsonl --quiet | head -11
 	@printf '\n== profile: the export, the optimized and both int8 models, side by side ==\n'
 	$(ONNXKIT) profile build/$(MODEL) build/$(MODEL)-optimized build/$(MODEL)-int8-dynamic \
 	    build/$(MODEL)-int8-static --batch 1,8 --seconds 1
