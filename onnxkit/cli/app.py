@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,19 @@ import typer
 from typer.main import get_command
 
 from onnxkit import __version__
-from onnxkit.cli import boundary, doctor, export, help, inspect, optimize, profile, quantize, run, verify
+from onnxkit.cli import (
+    boundary,
+    doctor,
+    export,
+    help,
+    inspect,
+    interruption,
+    optimize,
+    profile,
+    quantize,
+    run,
+    verify,
+)
 from onnxkit.cli.console import Console
 
 EXAMPLES = """
@@ -72,7 +83,7 @@ def onnxkit(
 
 def _prepare(argv: Sequence[str], console: Console) -> None:
     """Set up the process: signals, and libraries that would talk over our output."""
-    signal.signal(signal.SIGTERM, boundary.on_sigterm)
+    interruption.install()
     # The options say it once they are parsed; until then, errors of the parsing need it.
     console.json = "--json" in argv
     console.debug = "--debug" in argv

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import re
-import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import typer
 
+from onnxkit.cli import interruption
 from onnxkit.cli.console import Console
+from onnxkit.cli.interruption import Terminated
 from onnxkit.errors import OnnxkitError
 
 _EXTRAS = {
@@ -31,10 +31,6 @@ _OUTPUT_ERRNOS = {
 _INPUT_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception so that what was half done is cleaned up."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """What the user learns about an exception."""
@@ -45,14 +41,9 @@ class Failure:
     report: Any = None
 
 
-def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exception, once: a second one must not interrupt the cleaning up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
-
-
 def guarded(work: Callable[[], None], console: Console) -> int:
     """Run `work`; return the documented exit code, having told the user what went wrong."""
+    interruption.forget()
     try:
         work()
         console.flush()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, Literal, TypeVar
 
 from onnxkit import __version__
+from onnxkit.cli import interruption
 from onnxkit.progress import Progress
 from onnxkit.report import SCHEMA, to_plain
 
@@ -33,6 +34,14 @@ class Column:
     title: str
     number: bool = False
     wide: bool = False
+
+
+def _until_interrupted(items: Iterable[T]) -> Iterator[T]:
+    """Yield `items`; stop where the user asked to stop, should the signal's own exception have got lost."""
+    for item in items:
+        interruption.check()
+        yield item
+    interruption.check()
 
 
 class Console(Progress):
@@ -53,6 +62,7 @@ class Console(Progress):
 
     def note(self, text: str) -> None:
         """Say a fact about the work, unless the user wants quiet."""
+        interruption.check()
         if not self.quiet:
             self._say(text)
 
@@ -81,6 +91,7 @@ class Console(Progress):
 
     def track(self, items: Iterable[T], *, total: int | None, text: str) -> Iterator[T]:
         """Yield `items` under a progress bar, where stderr is a terminal."""
+        items = _until_interrupted(items)
         if self.quiet or not self.err.isatty():
             yield from items
             return

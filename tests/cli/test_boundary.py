@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
+import signal
 from collections.abc import Callable
 
 import pytest
 import typer
 
 from onnxkit import errors
-from onnxkit.cli.boundary import Terminated, diagnose, guarded
+from onnxkit.cli import interruption
+from onnxkit.cli.boundary import diagnose, guarded
 from onnxkit.cli.console import Console
+from onnxkit.cli.interruption import Terminated
 
 
 def missing(name: str) -> ModuleNotFoundError:
@@ -116,3 +120,24 @@ def test_a_full_disk_behind_stdout_is_met_inside_the_boundary() -> None:
 def test_exits_of_the_parser_pass_through() -> None:
     assert run(raiser(typer.Exit(0)))[0] == 0
     assert run(raiser(SystemExit(0)))[0] == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_that_a_library_swallowed_is_raised_again(number: signal.Signals, code: int) -> None:
+    console, before = Console(io.StringIO(), io.StringIO()), [signal.getsignal(n) for n in (2, 15)]
+
+    def work() -> None:
+        with contextlib.suppress(BaseException):  # as a callback from C does
+            signal.raise_signal(number)
+        list(console.track([1], total=1, text="on it goes"))
+        pytest.fail("nobody stopped")
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interruption.install()
+    try:
+        assert guarded(work, console) == code
+        interruption.forget()
+        assert guarded(lambda: console.note("fine"), console) == 0
+    finally:
+        for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(each, handler)

@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM as exceptions that do not get lost.
+
+A signal's exception rises wherever the main thread happens to be. Inside a library's callback from C it may
+be swallowed there, and the work would go on as if nobody had asked it to stop; so it is remembered, and
+raised again at the next word of progress.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception so that what was half done is cleaned up."""
+
+
+_pending: type[BaseException] | None = None
+
+
+def install() -> None:
+    """Handle the signals of this process, but those that its parent wants ignored (nohup, `&`)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def check() -> None:
+    """Raise again what was asked for and got lost."""
+    if _pending is not None:
+        raise _pending
+
+
+def forget() -> None:
+    """Start afresh: what comes next was not asked to stop."""
+    global _pending
+    _pending = None
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    global _pending
+    if number == signal.SIGTERM:  # a second one must not interrupt the cleaning up
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _pending = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise _pending
