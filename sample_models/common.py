@@ -165,6 +165,26 @@ def write_sets(directory: Path, splits: Splits) -> None:
     write_jsonl(directory / "evaluation.jsonl", splits.evaluation)
 
 
+def conclude(
+    directory: Path,
+    model: PreTrainedModel,
+    splits: Splits,
+    card: Card,
+    *,
+    metric: str,
+    evaluate: Callable[[Path, Sequence[Row]], float],
+    seconds: float,
+) -> Result:
+    """Store the sets beside the trained model, measure it on the evaluation set, and write its card."""
+    write_sets(directory, splits)
+    value = evaluate(directory, splits.evaluation)
+    result = Result(
+        metric, value, len(splits.evaluation), parameters(model), len(splits.train), round(seconds, 1)
+    )
+    write_card(directory, card, result)
+    return result
+
+
 def write_card(directory: Path, card: Card, result: Result) -> None:
     """Write ``metrics.json`` and the model card ``README.md`` from what was measured."""
     (directory / "metrics.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")

@@ -27,11 +27,9 @@ from sample_models.common import (
     Row,
     Splits,
     chunks,
+    conclude,
     fit,
-    parameters,
     side,
-    write_card,
-    write_sets,
 )
 
 LABELS = [str(digit) for digit in range(10)]
@@ -129,13 +127,7 @@ def train(directory: Path, splits: Splits) -> Result:
         path = directory / row["image"]
         path.parent.mkdir(exist_ok=True)
         image_of(row).save(path, optimize=True)
-    write_sets(directory, splits)
-    value = evaluate(directory, splits.evaluation)
-    result = Result(
-        "accuracy", value, len(splits.evaluation), parameters(model), len(splits.train), round(seconds, 1)
-    )
-    write_card(directory, CARD, result)
-    return result
+    return conclude(directory, model, splits, CARD, metric="accuracy", evaluate=evaluate, seconds=seconds)
 
 
 def predict(directory: Path, rows: Sequence[Row]) -> list[str]:

@@ -40,12 +40,10 @@ from sample_models.common import (
     Splits,
     batches,
     chunks,
+    conclude,
     fit,
-    parameters,
     side,
     store,
-    write_card,
-    write_sets,
 )
 
 # Language code -> locale name in both CLDR and Django's catalogues.
@@ -278,13 +276,7 @@ def train(directory: Path, splits: Splits) -> Result:
     )
     seconds = fit(model, _batches(tokenizer, splits.train), STEPS, RATE)
     store(directory, model, tokenizer)
-    write_sets(directory, splits)
-    value = evaluate(directory, splits.evaluation)
-    result = Result(
-        "accuracy", value, len(splits.evaluation), parameters(model), len(splits.train), round(seconds, 1)
-    )
-    write_card(directory, CARD, result)
-    return result
+    return conclude(directory, model, splits, CARD, metric="accuracy", evaluate=evaluate, seconds=seconds)
 
 
 def predict(directory: Path, rows: Sequence[Row]) -> list[str]:

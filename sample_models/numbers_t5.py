@@ -32,12 +32,10 @@ from sample_models.common import (
     Splits,
     batches,
     chunks,
+    conclude,
     fit,
-    parameters,
     side,
     store,
-    write_card,
-    write_sets,
 )
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish"}
@@ -145,13 +143,7 @@ def train(directory: Path, splits: Splits) -> Result:
     model.generation_config = GenerationConfig.from_dict({**special, **decoding})
     seconds = fit(model, _batches(tokenizer, splits.train), STEPS, RATE)
     store(directory, model, tokenizer)
-    write_sets(directory, splits)
-    value = evaluate(directory, splits.evaluation)
-    result = Result(
-        "exact match", value, len(splits.evaluation), parameters(model), len(splits.train), round(seconds, 1)
-    )
-    write_card(directory, CARD, result)
-    return result
+    return conclude(directory, model, splits, CARD, metric="exact match", evaluate=evaluate, seconds=seconds)
 
 
 def predict(directory: Path, rows: Sequence[Row]) -> list[str]:

@@ -37,12 +37,10 @@ from sample_models.common import (
     Splits,
     batches,
     chunks,
+    conclude,
     fit,
-    parameters,
     side,
     store,
-    write_card,
-    write_sets,
 )
 
 POSITIONS, VOCABULARY = 256, 2048
@@ -163,13 +161,7 @@ def train(directory: Path, splits: Splits) -> Result:
     model.generation_config = GenerationConfig.from_dict({**ends, "max_new_tokens": 64, "do_sample": False})
     seconds = fit(model, _batches(tokenizer, splits.train), STEPS, RATE)
     store(directory, model, tokenizer)
-    write_sets(directory, splits)
-    value = evaluate(directory, splits.evaluation)
-    result = Result(
-        "perplexity", value, len(splits.evaluation), parameters(model), len(splits.train), round(seconds, 1)
-    )
-    write_card(directory, CARD, result)
-    return result
+    return conclude(directory, model, splits, CARD, metric="perplexity", evaluate=evaluate, seconds=seconds)
 
 
 def evaluate(directory: Path, rows: Sequence[Row]) -> float:
