@@ -22,9 +22,9 @@ from onnxkit.export.report import (
     LevelTrial,
     OutputFile,
 )
-from onnxkit.measure.widened import open_widened
+from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
-from onnxkit.runtime import Session, open_session, opset_ceiling
+from onnxkit.runtime import opset_ceiling
 from onnxkit.safety import printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.npz"
 MIN_OPSET = 18
 _REASON = 300
-_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def export_model(
@@ -229,7 +228,7 @@ class _Job:
         )
         if not self.options.verify:
             with self.phases("verify"):
-                open_for_check(staging, dtype=self.options.dtype)
+                open_for_check(staging / MODEL_FILE, widen=self.options.dtype == "bf16")
             self.progress.warn("not verified: the export was not compared with PyTorch (--no-verify)")
             return f"{hooks}; not verified"
         with self.phases("verify"):
@@ -249,7 +248,7 @@ class _Job:
             write_reference,
         )
 
-        session = open_for_check(staging, dtype=self.options.dtype)
+        session = open_for_check(staging / MODEL_FILE, widen=self.options.dtype == "bf16")
         reference = TorchReference(shop.plan, shop.loaded.model)
         cases = cases_for(staging, seed=self.options.seed)
         tolerance = tolerance_of(self.options.dtype)
@@ -260,8 +259,9 @@ class _Job:
 
     def _seal(self, staging: Path, plan: Plan, candidate: Candidate, invocation: Invocation) -> Manifest:
         from onnxkit.export.interchange import write_export_json
+        from onnxkit.export.levels import TORCH_DTYPES
 
-        write_export_json(staging, plan, graph_file=MODEL_FILE, dtype=_TORCH_NAMES[self.options.dtype])
+        write_export_json(staging, plan, graph_file=MODEL_FILE, dtype=TORCH_DTYPES[self.options.dtype])
         return seal(
             staging,
             task=plan.task,
@@ -312,12 +312,6 @@ def write_graph(candidate: Candidate, staging: Path) -> None:
     for old in staging.glob(f"{MODEL_FILE}*"):
         old.unlink()
     save_model(candidate.model, staging / MODEL_FILE)
-
-
-def open_for_check(staging: Path, *, dtype: str) -> Session:
-    """A session on the written graph; a bfloat16 one is checked with its values cast to float32."""
-    path = staging / MODEL_FILE
-    return open_widened(path) if dtype == "bf16" else open_session(path)
 
 
 def _parameters(candidate: Candidate) -> int:

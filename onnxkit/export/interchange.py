@@ -27,7 +27,7 @@ _OUTPUT_CLASSES: Mapping[str, str] = {
 """Task → the class that the loader returns; a task without one gets a plain dict."""
 
 
-def write_export_json(staging: Path, plan: Plan, *, graph_file: str, dtype: str) -> None:
+def write_export_json(staging: Path, plan: Plan, *, graph_file: str, dtype: torch.dtype) -> None:
     """Write the manifest of transformers' exporters for one graph.
 
     Its loader insists on a weights file beside the graph: an empty one is made where weights lie inside.
@@ -35,11 +35,11 @@ def write_export_json(staging: Path, plan: Plan, *, graph_file: str, dtype: str)
     Args:
         staging: the directory that holds the graph.
         graph_file: name of the graph's file.
-        dtype: torch's name of the weights' type, `float32`.
+        dtype: of the weights.
     """
     metadata = ExportMetadata(
         architecture=plan.model_class,
-        export_dtype=dtype,
+        export_dtype=_name(dtype),
         export_device="cpu",
         kwargs={name: _described(value) for name, value in plan.signature.sample().items()},
         out_spec=_output_spec(plan.task, plan.signature.outputs),
@@ -54,7 +54,11 @@ def write_export_json(staging: Path, plan: Plan, *, graph_file: str, dtype: str)
 
 
 def _described(value: torch.Tensor) -> dict[str, Any]:
-    return {"rank": value.dim(), "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    return {"rank": value.dim(), "shape": list(value.shape), "dtype": _name(value.dtype)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _output_spec(task: str, outputs: tuple[str, ...]) -> str:

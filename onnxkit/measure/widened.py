@@ -8,6 +8,15 @@ from pathlib import Path
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 
 
+def open_for_check(path: Path, runtime: RuntimeOptions | None = None, *, widen: bool) -> Session:
+    """Open a graph as it is or, with `widen`, as `open_widened` does: no CPU kernel takes bfloat16.
+
+    Raises:
+        InputError, EnvironmentProblem, ResourceError: as `open_session`.
+    """
+    return open_widened(path, runtime) if widen else open_session(path, runtime)
+
+
 def open_widened(path: Path, runtime: RuntimeOptions | None = None) -> Session:
     """Open a copy of a graph whose bfloat16 values are cast to float32, exactly.
 

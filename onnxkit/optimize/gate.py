@@ -12,7 +12,7 @@ import numpy as np
 from onnxkit.errors import EnvironmentProblem, InputError
 from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare, valid_positions, worst
 from onnxkit.measure.latency import interleaved
-from onnxkit.measure.widened import open_widened
+from onnxkit.measure.widened import open_for_check
 from onnxkit.optimize.report import CheckResult, SpeedRatio
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, Session, open_session
@@ -36,11 +36,6 @@ class Expected:
     outputs: Feeds
 
 
-def open_model(path: Path, options: RuntimeOptions, *, upcast: bool) -> Session:
-    """Open a graph; with `upcast`, a copy whose bfloat16 values are float32: no CPU kernel takes bfloat16."""
-    return open_widened(path, options) if upcast else open_session(path, options)
-
-
 def expect(
     model: Path,
     cases: Iterable[tuple[str, Feeds]],
@@ -56,7 +51,7 @@ def expect(
     Raises:
         InputError: ONNX Runtime refuses it, or it can run none of the cases.
     """
-    session = open_model(model, RuntimeOptions(threads=threads), upcast=upcast)
+    session = open_for_check(model, RuntimeOptions(threads=threads), widen=upcast)
     found: list[Expected] = []
     failed: InputError | None = None
     for name, feeds in cases:
@@ -98,10 +93,10 @@ def _taken(session: Session, feeds: Feeds) -> dict[str, Array]:
 def open_judged(path: Path, ep: str, *, threads: int | None, upcast: bool, progress: Progress) -> Session:
     """Open the result on the provider that it is written for, or on the CPU where that cannot be used."""
     try:
-        return open_model(path, RuntimeOptions(ep=ep, threads=threads), upcast=upcast)
+        return open_for_check(path, RuntimeOptions(ep=ep, threads=threads), widen=upcast)
     except EnvironmentProblem as problem:
         progress.warn(f"{problem}; the result is checked on the CPU instead, and its speed is not measured")
-        return open_model(path, RuntimeOptions(threads=threads), upcast=upcast)
+        return open_for_check(path, RuntimeOptions(threads=threads), widen=upcast)
 
 
 def measure_speed(
