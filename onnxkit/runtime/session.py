@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxkit.errors import EnvironmentProblem, InputError, UsageError
 from onnxkit.machine import Cores, usable_cores
+from onnxkit.runtime.binding import Binding, device_of
 from onnxkit.runtime.cuda import examine_cuda, preload_cuda
 from onnxkit.runtime.failures import load_failure, plain, run_failure
 from onnxkit.runtime.feeds import check_feeds, fetch, needs_values, to_values
@@ -54,7 +55,10 @@ class Session:
 
     Attributes:
         inputs, outputs: what the model takes and gives.
+        overridable: inputs with a default, which need not be fed (by `Binding` only).
+        metadata: the model's own key/value pairs (metadata_props).
         provider: full name of the provider that really runs it.
+        device, device_id: where it keeps its tensors: "cpu" or "cuda".
         threads: threads of one operator, and where the number came from.
         load_ms: what opening took, in milliseconds.
         model: the file, or a description, for messages.
@@ -67,6 +71,9 @@ class Session:
         self.load_ms = load_ms
         self.inputs = _specs(handle.get_inputs())
         self.outputs = _specs(handle.get_outputs())
+        self.overridable = _specs(handle.get_overridable_initializers())
+        self.metadata: Mapping[str, str] = dict(handle.get_modelmeta().custom_metadata_map)
+        self.device, self.device_id = device_of(provider, handle.get_provider_options().get(provider, {}))
         self._handle = handle
         self._placement: Placement | None = None
         self._by_name = {spec.name: spec for spec in self.inputs}
@@ -110,6 +117,10 @@ class Session:
                 raise KeyboardInterrupt from error
             raise run_failure(error, self.model) from error
         return dict(zip(names, arrays, strict=True))
+
+    def binding(self) -> Binding:
+        """Return a new IO binding, with nothing bound: for runs that keep tensors where they are."""
+        return Binding(self, self._handle)
 
     def end_profiling(self) -> Path:
         """Finish the trace of a session that was opened with `profile_prefix`; return its file."""
