@@ -1,4 +1,4 @@
-"""Reads samples: text, tables, folders of images, raw tensors. Streams; nothing is held in memory whole."""
+"""Reads samples: text, tables, images, audio, raw tensors. Streams; nothing is held in memory whole."""
 
 from __future__ import annotations
 

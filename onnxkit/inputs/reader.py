@@ -12,12 +12,12 @@ from typing import BinaryIO, Literal
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs.columns import PATH_COLUMNS, check_columns, rename
-from onnxkit.inputs.images import IMAGE_SUFFIXES, read_image, read_image_folder
 from onnxkit.inputs.lines import Lines, Row, read_jsonl, read_lines, read_txt
+from onnxkit.inputs.media import MEDIA_SUFFIXES, read_audio, read_folder, read_image
 from onnxkit.inputs.sample import Located
 from onnxkit.inputs.tables import read_csv, read_parquet, read_tsv
 
-Format = Literal["txt", "jsonl", "csv", "tsv", "parquet", "npz", "image", "images"]
+Format = Literal["txt", "jsonl", "csv", "tsv", "parquet", "npz", "image", "audio", "folder"]
 
 
 def _read_npz(path: Path, name: str) -> Iterator[Row]:
@@ -36,9 +36,10 @@ _FILES: Mapping[str, Callable[[Path, str], Iterator[Row]]] = {
     "parquet": read_parquet,
     "npz": _read_npz,
     "image": read_image,
-    "images": read_image_folder,
+    "audio": read_audio,
+    "folder": read_folder,
 }
-_SUFFIXES: Mapping[str, Format] = {
+_SUFFIXES: Mapping[str, str] = {
     ".txt": "txt",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -46,7 +47,7 @@ _SUFFIXES: Mapping[str, Format] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".npz": "npz",
-    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
+    **MEDIA_SUFFIXES,
 }
 FORMATS: tuple[str, ...] = (*_LINES, *_FILES)
 """The names that `format` takes."""
@@ -55,11 +56,11 @@ FORMATS: tuple[str, ...] = (*_LINES, *_FILES)
 def read_samples(
     source: str | Path, *, columns: Mapping[str, str] | None = None, format: Format | None = None
 ) -> Iterator[Located]:
-    """Yield the samples of a file, a folder of images or standard input (`-`), one at a time.
+    """Yield the samples of a file, a folder of images or audio, or standard input (`-`), one at a time.
 
     Args:
-        source: a path to txt (a text a line), jsonl, csv, tsv, parquet, npz, an image, a folder of
-            images; or "-".
+        source: a path to txt (a text a line), jsonl, csv, tsv, parquet, npz, an image, an audio file, a
+            folder of these two; or "-".
         columns: our column names and theirs: {"text": "sentence"}.
         format: the format, when it does not follow from the suffix. Standard input is jsonl when its
             first line is a JSON object, else txt.
@@ -94,7 +95,7 @@ def _finish(rows: Iterable[Row], name: str, base: Path, columns: Mapping[str, st
         raise InputError(f"{name}: holds no samples")
 
 
-def _read_path(path: Path, format: Format | None) -> Iterator[Row]:
+def _read_path(path: Path, format: str | None) -> Iterator[Row]:
     format = format or _format_of(path)
     name = str(path)
     if format in _FILES:
@@ -104,16 +105,16 @@ def _read_path(path: Path, format: Format | None) -> Iterator[Row]:
         yield from _LINES[format](read_lines(stream, name), name)
 
 
-def _format_of(path: Path) -> Format:
+def _format_of(path: Path) -> str:
     if path.is_dir():
-        return "images"
+        return "folder"
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     format = _SUFFIXES.get(path.suffix.lower())
     if format is None:
-        known = ", ".join(suffix for suffix in _SUFFIXES if suffix not in IMAGE_SUFFIXES)
+        known = ", ".join(suffix for suffix in _SUFFIXES if suffix not in MEDIA_SUFFIXES)
         raise InputError(
-            f"{path}: the format does not follow from the suffix ({known}, an image); name it: --format"
+            f"{path}: the format does not follow from the suffix ({known}, image, audio); name it: --format"
         )
     return format
 

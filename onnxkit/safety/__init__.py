@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxkit.safety.arrays import read_npy, read_npz
+    from onnxkit.safety.audio import read_audio
     from onnxkit.safety.checkpoints import check_checkpoint
     from onnxkit.safety.images import open_image
     from onnxkit.safety.json_files import read_json, read_json_value
     from onnxkit.safety.modules import Module, read_modules
     from onnxkit.safety.onnx_files import external_files, read_model
     from onnxkit.safety.paths import check_directory, contained, path_kind, regular_file
+    from onnxkit.safety.sentencepiece_files import read_sentencepiece
     from onnxkit.safety.text import printable
 
 _HOMES = {
@@ -29,12 +31,14 @@ _HOMES = {
     "open_image": "images",
     "path_kind": "paths",
     "printable": "text",
+    "read_audio": "audio",
     "read_json": "json_files",
     "read_json_value": "json_files",
     "read_model": "onnx_files",
     "read_modules": "modules",
     "read_npy": "arrays",
     "read_npz": "arrays",
+    "read_sentencepiece": "sentencepiece_files",
     "regular_file": "paths",
 }
 
@@ -47,12 +51,14 @@ __all__ = [
     "open_image",
     "path_kind",
     "printable",
+    "read_audio",
     "read_json",
     "read_json_value",
     "read_model",
     "read_modules",
     "read_npy",
     "read_npz",
+    "read_sentencepiece",
     "regular_file",
 ]
 

@@ -46,15 +46,22 @@ def check_safetensors(path: Path) -> None:
 
 
 def check_gguf(path: Path) -> None:
-    """Check that a file starts as GGUF files do.
+    """Check that a file starts as GGUF files do and is long enough for what its header announces.
+
+    Format: magic, uint32 version, uint64 number of tensors, uint64 number of keys; a tensor or a key takes
+    13 bytes at least.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or is not.
     """
-    regular_file(path, "weight file")
+    size = regular_file(path, "weight file").st_size
     with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path}: no GGUF file")
+        magic, rest = file.read(4), file.read(20)
+    if magic != b"GGUF":
+        raise InputError(f"{path}: no GGUF file")
+    tensors, keys = (int.from_bytes(rest[at : at + 8], "little") for at in (4, 12))
+    if len(rest) < 20 or (tensors + keys) * 13 > size:
+        raise InputError(f"{path}: truncated: {size} bytes, its header announces {tensors} tensors")
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:

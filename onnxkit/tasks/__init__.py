@@ -4,6 +4,26 @@ from __future__ import annotations
 
 from onnxkit.tasks.base import Encoded, Feeds, Metric, Record, Task
 from onnxkit.tasks.batches import feeds
-from onnxkit.tasks.registry import REGISTRY, task_for, task_options
+from onnxkit.tasks.registry import (
+    REGISTRY,
+    options_of,
+    served_by,
+    split_options,
+    task_for,
+    task_options,
+)
 
-__all__ = ["REGISTRY", "Encoded", "Feeds", "Metric", "Record", "Task", "feeds", "task_for", "task_options"]
+__all__ = [
+    "REGISTRY",
+    "Encoded",
+    "Feeds",
+    "Metric",
+    "Record",
+    "Task",
+    "feeds",
+    "options_of",
+    "served_by",
+    "split_options",
+    "task_for",
+    "task_options",
+]

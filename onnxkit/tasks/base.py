@@ -75,6 +75,8 @@ class Task(ABC):
         window: how many samples are held in memory to sort them by length.
         batched: whether several rows may share a run.
         keeps_dtypes: whether `decode` takes outputs as the model gives them, not as float32.
+        generates: whether its records come of tokens that an engine generates (a `GeneratingTask`).
+        needs_labels: whether its metric needs to know what is right; else a text is judged by itself.
         limit: tokens that a text may have; longer ones are cut.
     """
 
@@ -84,6 +86,8 @@ class Task(ABC):
     window: ClassVar[int] = 1024
     batched: ClassVar[bool] = True
     keeps_dtypes: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
     limit: int | None = None
 
     def __init__(self, model: ModelDir) -> None:
@@ -96,6 +100,11 @@ class Task(ABC):
         """How many rows the graph insists on, None where it takes any number."""
         sizes = [spec.shape[0] for spec in self.inputs.values() if self.batched and spec.shape]
         return next((size for size in sizes if isinstance(size, int)), None)
+
+    @classmethod
+    def for_model(cls, model: ModelDir) -> type[Task]:
+        """Return the class that serves `model`: this one, unless several kinds of model have the task."""
+        return cls
 
     @abstractmethod
     def encode(self, sample: Sample) -> Encoded:

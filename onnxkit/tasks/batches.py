@@ -98,7 +98,8 @@ class Truncation:
     def warn(self, progress: Progress, task: Task) -> None:
         """Say how many were cut, if any were."""
         if self.truncated:
+            hint = "" if task.generates else " (--max-length)"
             progress.warn(
                 f"{self.truncated:,} of {self.total:,} texts were longer than the {task.limit:,} tokens that "
-                "are read, and were cut there (--max-length)"
+                f"are read, and were cut there{hint}"
             )

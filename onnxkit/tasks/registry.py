@@ -24,6 +24,11 @@ REGISTRY: Mapping[str, str] = {
     "sentence-similarity": "sentence_similarity:SentenceSimilarity",
     "image-classification": "image_classification:ImageClassification",
     "image-feature-extraction": "image_feature_extraction:ImageFeatureExtraction",
+    "text-generation": "text_generation:TextGeneration",
+    "text2text-generation": "text2text_generation:Text2TextGeneration",
+    "translation": "translation:Translation",
+    "summarization": "summarization:Summarization",
+    "automatic-speech-recognition": "whisper:Whisper",  # or Ctc: its `for_model` tells
     "raw": "raw:Raw",
 }
 """Task name -> module and class below onnxkit.tasks. Modules load when they are asked for."""
@@ -45,10 +50,19 @@ def task_class(name: str) -> type[Task]:
     return found
 
 
+def served_by(model: ModelDir, *, task: str | None = None) -> type[Task]:
+    """Return the class that serves a model directory's task, or another `task` on it.
+
+    Raises:
+        InputError: no class runs this task.
+        UsageError: `task` is no task.
+    """
+    return task_class(normalize_task(task) if task else model.task).for_model(model)
+
+
 def task_options(name: str) -> tuple[str, ...]:
     """Return the names of the options that a task takes (`max_length`, `top_k`, …)."""
-    parameters = inspect.signature(task_class(name)).parameters.values()
-    return tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+    return options_of(task_class(name))
 
 
 def task_for(model: ModelDir, *, task: str | None = None, **options: Any) -> Task:
@@ -63,13 +77,37 @@ def task_for(model: ModelDir, *, task: str | None = None, **options: Any) -> Tas
         UsageError: an option that the task does not have.
         InputError: a task that cannot be run, or that the model's inputs and outputs do not fit.
     """
-    name = normalize_task(task) if task else model.task
-    chosen = task_class(name)
+    chosen = served_by(model, task=task)
     given = {key: value for key, value in options.items() if value is not None}
-    known = task_options(name)
+    known = options_of(chosen)
     for option in given:
         if option not in known:
             near = difflib.get_close_matches(option, known) or known
             advice = f"it takes {', '.join(near)}" if near else "it takes none"
-            raise UsageError(f"{name} has no option {option!r}; {advice}")
+            raise UsageError(f"{chosen.name} has no option {option!r}; {advice}")
     return chosen(model, **given)
+
+
+def split_options(
+    model: ModelDir, task: str | None, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part options into those of the task, and those of what generates (none for a task that does not).
+
+    Options that are None count as not given.
+
+    Raises:
+        InputError: a task that cannot be run.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    chosen = served_by(model, task=task)
+    if not chosen.generates:
+        return given, {}
+    known = options_of(chosen)
+    own = {key: value for key, value in given.items() if key in known}
+    return own, {key: value for key, value in given.items() if key not in known}
+
+
+def options_of(task: type[Task]) -> tuple[str, ...]:
+    """Return the names of a class' keyword-only arguments."""
+    parameters = inspect.signature(task).parameters.values()
+    return tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer
 
 from onnxkit.errors import InputError
 from onnxkit.safety import read_json, regular_file
 from onnxkit.tasks.base import Side
+from onnxkit.tasks.rebuilt import rebuild
+from onnxkit.tasks.sentencepiece import from_sentencepiece
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -55,6 +57,7 @@ class TokenizerSetup:
         padding_side: where padding goes.
         truncation_side: where tokens are cut.
         model_max_length: the tokenizer's own limit in tokens, None when it has none.
+        clean_up_spaces: whether decoded text loses the spaces before punctuation.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +67,7 @@ class TokenizerSetup:
     padding_side: Side
     truncation_side: Side
     model_max_length: int | None
+    clean_up_spaces: bool = False
 
     def token_id(self, role: str) -> int | None:
         """Return the id of a special token by its role ("mask_token"), None when there is none."""
@@ -75,17 +79,17 @@ def load_tokenizer(model: ModelDir) -> TokenizerSetup:
     """Read tokenizer.json, tokenizer_config.json and special_tokens_map.json of `model.path`.
 
     Raises:
-        InputError: tokenizer.json is missing or damaged.
+        InputError: tokenizer.json is missing or damaged, and there are no files that it can be made of.
     """
     folder = model.path
-    tokenizer = _read_tokenizer(folder / "tokenizer.json")
     settings = _optional_json(folder / "tokenizer_config.json")
+    tokenizer = _read_tokenizer(folder / "tokenizer.json", settings)
     specials = {**_optional_json(folder / "special_tokens_map.json"), **settings}
     padding = tokenizer.padding or {}
     truncation = tokenizer.truncation or {}
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    _apply_bert_settings(tokenizer, settings)
+    rebuild(tokenizer, settings, model.config)
     named = _add_specials(tokenizer, specials)
     if padding:
         named.setdefault("pad_token", str(padding["pad_token"]))
@@ -99,6 +103,7 @@ def load_tokenizer(model: ModelDir) -> TokenizerSetup:
         padding_side=_side(settings.get("padding_side", padding.get("direction"))),
         truncation_side=_side(settings.get("truncation_side", truncation.get("direction"))),
         model_max_length=int(limit) if isinstance(limit, int | float) and 0 < limit < _UNLIMITED else None,
+        clean_up_spaces=bool(settings.get("clean_up_tokenization_spaces")),
     )
 
 
@@ -142,8 +147,11 @@ def position_offset(config: Mapping[str, Any]) -> int:
     return (padding if isinstance(padding, int) else 1) + 1
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def _read_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:
     if not path.exists():
+        made = from_sentencepiece(path.parent, settings)
+        if made is not None:
+            return made
         raise InputError(
             f"{path.parent}: tokenizer.json is missing; write it there with "
             "transformers' AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)"
@@ -157,19 +165,6 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _apply_bert_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Let tokenizer_config.json overrule the normalizer, which transformers rebuilds from it."""
-    normalizer = tokenizer.normalizer
-    if not isinstance(normalizer, normalizers.BertNormalizer):
-        return
-    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-    names["tokenize_chinese_chars"] = "handle_chinese_chars"
-    for ours, theirs in names.items():
-        if ours in settings and settings[ours] != getattr(normalizer, theirs):
-            setattr(normalizer, theirs, settings[ours])
-            tokenizer.normalizer = normalizer
 
 
 def _add_specials(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -82,6 +82,29 @@ def test_a_file_that_is_no_parquet(tmp_path):
         list(read_samples(write(tmp_path / "a.parquet", "no parquet")))
 
 
+def test_audio_files_and_folders_of_them(tmp_path):
+    for name in ("b.wav", "yes/1.FLAC", "yes/2.mp3", "no/x.ogg", "no/notes.txt", ".hidden.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, "")
+    assert plain(read_samples(tmp_path / "b.wav")) == [{"audio": tmp_path / "b.wav"}]
+    samples = list(read_samples(tmp_path))
+    assert plain(samples) == [
+        {"audio": tmp_path / "b.wav"},
+        {"audio": tmp_path / "no/x.ogg", "label": "no"},
+        {"audio": tmp_path / "yes/1.FLAC", "label": "yes"},
+        {"audio": tmp_path / "yes/2.mp3", "label": "yes"},
+    ]
+    assert plain(read_samples(write(tmp_path / "odd.bin", ""), format="audio")) == [
+        {"audio": tmp_path / "odd.bin"}
+    ]
+
+
+def test_relative_audio_paths_are_meant_from_the_file(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data" / "a.csv", "audio,target\nx.wav,hello\n")
+    assert plain(read_samples(path)) == [{"audio": tmp_path / "data" / "x.wav", "target": "hello"}]
+
+
 def test_a_folder_of_images_in_order_with_labels_from_subfolders(tmp_path):
     for name in ("b/2.png", "a/1.JPG", "b/.hidden.png", ".git/3.png", "b/notes.txt", "0.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

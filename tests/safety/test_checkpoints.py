@@ -185,8 +185,11 @@ def test_a_module_path_must_stay_inside(tmp_path: Path) -> None:
 
 def test_gguf_is_known_by_its_first_bytes(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
+    (checkpoint / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     check_checkpoint(checkpoint)
     (checkpoint / "model.gguf").write_bytes(b"GG")
     with pytest.raises(InputError, match="no GGUF"):
+        check_checkpoint(checkpoint)
+    (checkpoint / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + (9).to_bytes(8, "little") + bytes(8))
+    with pytest.raises(InputError, match="announces 9 tensors"):
         check_checkpoint(checkpoint)

@@ -1,0 +1,119 @@
+"""What all audio tasks share: recordings as float32 [samples], mono, at the model's rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxkit.errors import InputError, OnnxkitError
+from onnxkit.inputs import Sample, place
+from onnxkit.safety import read_audio, read_json
+from onnxkit.safety.audio import MAX_CHANNELS, mono, resample
+from onnxkit.tasks.base import Array
+
+if TYPE_CHECKING:
+    from onnxkit.artifact import ModelDir
+
+
+def waveform(sample: Sample, rate: int) -> Array:
+    """Return a sample's `audio` as float32 [samples], mono, at `rate` samples a second.
+
+    It is a path, or what Python callers have: an array at `rate`, a pair (array, its rate), or a
+    mapping with `array` and `sampling_rate`, as the datasets library gives. Arrays are [samples],
+    [samples, channels] or [channels, samples], floats in [-1, 1] or integers of the full range.
+
+    Raises:
+        InputError: no such column, a file or an array that holds no sound; names the sample's place.
+        EnvironmentProblem: a package is missing.
+    """
+    where = place(sample)
+    value = sample.get("audio")
+    if value is None:
+        have = ", ".join(map(str, sample)) or "none"
+        raise InputError(
+            f"{where}: there is no 'audio' (columns: {have}); rename one with --column audio=THEIRS"
+        )
+    if isinstance(value, str | Path):
+        try:
+            return read_audio(Path(value), rate)
+        except OnnxkitError as error:
+            raise error if str(value) in where else type(error)(f"{where}: {error}") from error
+    array, found = _array_and_rate(value, rate, where)
+    return resample(mono(_as_float(array, where)), found, rate)
+
+
+def audio_sample(item: Any) -> Sample:
+    """Turn what a Python caller passes into a sample: a mapping with a column `audio`, or its value."""
+    if isinstance(item, Mapping) and "array" not in item:
+        return item
+    return {"audio": item}
+
+
+def read_preprocessor(model: ModelDir, kinds: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
+    """Return preprocessor_config.json (or that part of processor_config.json), and its path.
+
+    Args:
+        model: where it stands.
+        kinds: the values of `feature_extractor_type` that the caller understands.
+
+    Raises:
+        InputError: there is none, or it is of another kind.
+    """
+    path = model.path / "preprocessor_config.json"
+    settings = read_json(path) if path.is_file() else None
+    if settings is None and (model.path / "processor_config.json").is_file():
+        path = model.path / "processor_config.json"
+        settings = read_json(path).get("feature_extractor")
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"{model.path}: preprocessor_config.json is missing; copy it from the checkpoint, or write it "
+            "there with transformers' AutoFeatureExtractor.from_pretrained(MODEL).save_pretrained(DIR)"
+        )
+    kind = settings.get("feature_extractor_type", kinds[0])
+    if kind not in kinds:
+        raise InputError(
+            f"{path}: the feature extractor {kind} is none that onnxkit has for this model "
+            f"({', '.join(kinds)}); pass raw tensors (.npz) instead"
+        )
+    return settings, path
+
+
+def _array_and_rate(value: Any, rate: int, where: str) -> tuple[Array, int]:
+    found: Any = rate
+    if isinstance(value, Mapping):
+        value, found = value.get("array"), value.get("sampling_rate", rate)
+    elif isinstance(value, tuple) and len(value) == 2:
+        value, found = value
+    if isinstance(found, bool) or not isinstance(found, int | np.integer) or not 0 < found < 1_000_000:
+        raise InputError(
+            f"{where}: the sampling rate must be a whole number of samples a second, not {found!r}"
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of unequal length
+        raise InputError(f"{where}: audio must be a path or an array of samples") from error
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or array.size == 0:
+        raise InputError(
+            f"{where}: audio must be a path or an array of samples ([samples] or [samples, channels], floats "
+            f"or integers, not empty), not {array.dtype} of shape {list(array.shape)}"
+        )
+    return array, int(found)
+
+
+def _as_float(array: Array, where: str) -> Array:
+    """Return samples as float32 [samples, channels], integers scaled to [-1, 1)."""
+    table = array[:, None] if array.ndim == 1 else array if array.shape[1] <= array.shape[0] else array.T
+    if table.shape[1] > MAX_CHANNELS:
+        raise InputError(f"{where}: audio of {table.shape[1]} channels; at most {MAX_CHANNELS} are read")
+    if table.dtype.kind == "f":
+        floats = table.astype(np.float32)
+    else:
+        limits = np.iinfo(table.dtype)
+        half = (int(limits.max) - int(limits.min) + 1) / 2
+        floats = ((table - (half if limits.min == 0 else 0)) / half).astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise InputError(f"{where}: the audio holds NaN or infinite samples")
+    return floats

@@ -1,0 +1,192 @@
+"""Speech recognition by CTC: one run over the waveform gives a token a frame (wav2vec2, hubert, wavlm, …)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxkit.errors import InputError
+from onnxkit.inputs import Sample, place
+from onnxkit.tasks.audio import audio_sample, read_preprocessor, waveform
+from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Side, Task
+from onnxkit.tasks.ctc_vocabulary import Word, load_vocabulary
+from onnxkit.tasks.word_errors import transcript_metric
+
+if TYPE_CHECKING:
+    from onnxkit.artifact import ModelDir
+
+_CHUNK_S = 30.0
+_STRIDE_S = _CHUNK_S / 6
+_PAUSE_S = 0.5
+_SEGMENT_S = 6.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """A row's part of a recording: its samples, how many of them at either side its neighbours read, too."""
+
+    samples: int
+    left: int
+    right: int
+    duration_s: float
+
+
+class Ctc(Task):
+    """Records: `text`, `duration_s`; with `timestamps` also `segments`: {"start_s", "end_s", "text"}.
+
+    The best token of each frame is taken. Recordings over 30 s are read in chunks of 30 s that overlap
+    by 10 s, and the 5 s at a chunk's inner ends are dropped: as transformers' pipeline does for
+    `chunk_length_s=30`. A segment is a run of words without a pause of 0.5 s, of 6 s at most.
+    """
+
+    name = "automatic-speech-recognition"
+    columns = ("audio",)
+    outputs = (("logits",),)
+    window = 32
+
+    def __init__(self, model: ModelDir, *, timestamps: bool = False) -> None:
+        super().__init__(model)
+        self._check_inputs(("input_values", "attention_mask"))
+        settings, path = read_preprocessor(model, ("Wav2Vec2FeatureExtractor",))
+        self._rate: int = settings.get("sampling_rate", 16_000)
+        if not isinstance(self._rate, int) or not 1_000 <= self._rate <= 768_000:
+            raise InputError(f"{path}: sampling_rate must be samples a second, not {self._rate!r}")
+        self._normalize = bool(settings.get("do_normalize", True))
+        self._fill = float(settings.get("padding_value") or 0.0)
+        self.vocabulary = load_vocabulary(model.path)
+        self._timestamps = timestamps
+        self._kernels, self._strides = _convolutions(model)
+        self._ratio: int = math.prod(self._strides)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """1 where padding would change what the model says: group normalization, or no mask to feed."""
+        masked = "attention_mask" in self.inputs
+        if not masked or self.model.config.get("feat_extract_norm", "layer") == "group":
+            return 1
+        return super().fixed_batch
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Read a recording and make the row of its first chunk: `input_values` float32 [samples]."""
+        return self.rows([sample])[0][0]
+
+    def rows(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
+        """Read recordings: one row a chunk."""
+        return [list(self._chunks(waveform(one, self._rate), place(one))) for one in samples]
+
+    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
+        """Pad waveforms at the right to the longest of them, with a mask where the model takes one."""
+        width = max(row.length for row in rows)
+        dtype = self.inputs["input_values"].dtype
+        values = np.full((len(rows), width), self._fill, dtype=dtype)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for index, row in enumerate(rows):
+            values[index, : row.length] = row.features["input_values"]
+            mask[index, : row.length] = 1
+        feeds = {"input_values": values}
+        if "attention_mask" in self.inputs:
+            feeds["attention_mask"] = mask.astype(self.inputs["attention_mask"].dtype)
+        return feeds
+
+    def decode(self, outputs: Mapping[str, Array], rows: Sequence[Encoded]) -> list[Record]:
+        """Turn logits [rows, frames, tokens] into the ids of each row's own frames."""
+        best = outputs[self.fetched[0]].argmax(axis=-1)
+        return [{"ids": self._own(ids, row.extra), "duration_s": row.extra.duration_s}
+                for ids, row in zip(best, rows, strict=True)]  # fmt: skip
+
+    def merge(self, records: Sequence[Record]) -> Record:
+        """Join the chunks of a recording."""
+        ids = [one for record in records for one in record["ids"]]
+        merged = {"text": self.vocabulary.text(ids), "duration_s": records[0]["duration_s"]}
+        if self._timestamps:
+            merged["segments"] = self._segments(self.vocabulary.words(ids))
+        return merged
+
+    def sample_of(self, item: Any) -> Sample:
+        """Take a path, an array, a pair (array, rate) or a mapping with `array` as the audio."""
+        return audio_sample(item)
+
+    def metric(self, records: Sequence[Record], samples: Sequence[Sample]) -> Metric | None:
+        """Word error rate of the samples that have a `target`."""
+        return transcript_metric(records, samples)
+
+    def _chunks(self, samples: Array, where: str) -> Iterator[Encoded]:
+        size = self._aligned(_CHUNK_S)
+        stride = self._aligned(_STRIDE_S)
+        duration = len(samples) / self._rate
+        if len(samples) <= size:
+            yield self._row(samples, where, left=0, right=0, duration=duration)
+            return
+        for start in range(0, len(samples), size - 2 * stride):
+            end = start + size
+            left, right = (stride if start else 0), (stride if end < len(samples) else 0)
+            yield self._row(samples[start:end], where, left=left, right=right, duration=duration)
+            if right == 0:
+                return
+
+    def _row(self, samples: Array, where: str, *, left: int, right: int, duration: float) -> Encoded:
+        if self._frames(len(samples)) < 1:
+            raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
+        if self._normalize:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        return Encoded(
+            features={"input_values": samples.astype(np.float32, copy=False)},
+            length=len(samples),
+            extra=_Chunk(samples=len(samples), left=left, right=right, duration_s=duration),
+            where=where,
+        )
+
+    def _own(self, ids: Array, chunk: _Chunk) -> list[int]:
+        """Cut padding and overlap off a row's frames."""
+        own = ids[: self._frames(chunk.samples)]
+        total = round(chunk.samples / self._ratio)
+        left, right = (round(side / chunk.samples * total) for side in (chunk.left, chunk.right))
+        kept: list[int] = own[left : total - right if right else None].tolist()
+        return kept
+
+    def _segments(self, words: Sequence[Word]) -> list[Record]:
+        seconds = self._ratio / self._rate
+        segments: list[Record] = []
+        for word, first, last in words:
+            start, end = first * seconds, last * seconds
+            current = segments[-1] if segments else None
+            if current and start - current["end_s"] < _PAUSE_S and end - current["start_s"] <= _SEGMENT_S:
+                current.update(end_s=round(end, 3), text=f"{current['text']} {word}")
+            else:
+                segments.append({"start_s": round(start, 3), "end_s": round(end, 3), "text": word})
+        return segments
+
+    def _aligned(self, seconds: float) -> int:
+        """Return `seconds` as samples, a whole number of frames."""
+        return round(seconds * self._rate / self._ratio) * self._ratio
+
+    def _frames(self, samples: int) -> int:
+        """Return how many frames the model's convolutions make of so many samples."""
+        for kernel, stride in zip(self._kernels, self._strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+
+def _convolutions(model: ModelDir) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return kernels and strides of the feature encoder, with those of an adapter behind it."""
+    config = model.config
+    try:
+        kernels = tuple(int(one) for one in config["conv_kernel"])
+        strides = tuple(int(one) for one in config["conv_stride"])
+        if config.get("add_adapter"):
+            layers = int(config.get("num_adapter_layers", 3))
+            kernels, strides = (
+                kernels + (1,) * layers,
+                strides + (int(config.get("adapter_stride", 2)),) * layers,
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{model.path}: config.json does not say how many samples make a frame (conv_kernel, conv_stride)"
+        ) from error
+    if not strides or len(kernels) != len(strides) or min(*kernels, *strides) < 1:
+        raise InputError(f"{model.path}: config.json: conv_kernel and conv_stride do not fit each other")
+    return kernels, strides
