@@ -132,7 +132,8 @@ class _Builder:
         inputs = [q, k, v, mask, extra.get("bias")]
         batch, length = [*(x.shape or ())][:2]
         shape = [batch, length, HEADS, spec.v_size]
-        out = self.add("Attention", *inputs, name=f"{name}.self/attention", shape=shape, scale=SIZE**-0.5)
+        attributes = {"scale": SIZE**-0.5, "softcap": 0.0}
+        out = self.add("Attention", *inputs, name=f"{name}.self/attention", shape=shape, **attributes)
         width = HEADS * spec.v_size
         flat = self.add("Reshape", out, self.ints(0, 0, width), shape=[batch, length, width])
         x = self.norm(

@@ -113,3 +113,47 @@ def permutation(node: ir.Node) -> list[int] | None:
     """A Transpose's permutation, if it is written down."""
     attribute = node.attributes.get("perm")
     return list(attribute.as_ints()) if attribute is not None else None
+
+
+class Writer:
+    """Writes nodes before a node, and remembers them."""
+
+    def __init__(self, editor: Editor, at: ir.Node) -> None:
+        self.editor, self.at = editor, at
+        self.nodes: list[ir.Node] = []
+
+    def __call__(
+        self,
+        op: str,
+        *inputs: ir.Value | None,
+        shape: Iterable[Any] | None = None,
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Write one node of the standard domain and return its output."""
+        return self.several(op, inputs, 1, shape=shape, dtype=dtype, **attributes)[0]
+
+    def several(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: int,
+        *,
+        shape: Iterable[Any] | None = None,
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """Write one node with this many outputs and return them; `shape` and `dtype` are the first's."""
+        node = self.editor.add(
+            self.at, op, inputs, attributes=attributes, shape=shape, dtype=dtype, outputs=outputs
+        )
+        self.nodes.append(node)
+        return node.outputs
+
+    def ints(self, *content: int) -> ir.Value:
+        """A vector of int64."""
+        return self.editor.constant(np.array(content, dtype=np.int64))
+
+    def scalar(self, content: float, dtype: ir.DataType) -> ir.Value:
+        """A scalar of this type."""
+        return self.editor.constant(content, dtype)

@@ -8,7 +8,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxkit.errors import ResourceError, UsageError
+from onnxkit.graph.kv_cache import CACHE
 from onnxkit.graph.regions import ATTRS, OP, REGION
+from onnxkit.graph.shared_data import SharedData
 from onnxkit.runtime import opset_ceiling
 from onnxkit.safety import read_model
 
@@ -31,18 +33,24 @@ def load_model(path: Path) -> ir.Model:
     return model
 
 
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write a model without value_info, documentation or any metadata but the semantic regions'.
+def save_model(model: ir.Model, path: Path, *, shared: SharedData | None = None) -> None:
+    """Write a model without value_info, documentation or any metadata but the regions' and the cache's.
 
     Shapes stand at graph inputs and outputs only: where ONNX Runtime finds them inside, it fuses
     SkipLayerNormalization, which is slower on the CPU than the two nodes that it replaces.
+
+    Args:
+        shared: the data file that takes the weights, of any size, of this and further graphs in the
+            directory; each of them is stored once.
 
     Raises:
         UsageError: the opset is past what the installed ONNX Runtime takes.
         ResourceError: the file cannot be written.
     """
     _check_opset(model)
-    if weight_bytes(model) > EMBEDDED_BYTES:
+    if shared is not None:
+        _unload(model, shared)
+    elif weight_bytes(model) > EMBEDDED_BYTES:
         # Reshape targets and the like stay inside: ONNX Runtime infers shapes from them.
         ir.external_data.unload_from_model(
             model, path.parent, f"{path.name}.data", size_threshold_bytes=_SMALL_BYTES
@@ -56,6 +64,15 @@ def save_model(model: ir.Model, path: Path) -> None:
             file.write(proto.SerializeToString())
     except OSError as error:
         raise ResourceError(f"{path.name} cannot be written: {error.strerror or error}") from error
+
+
+def _unload(model: ir.Model, shared: SharedData) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _SMALL_BYTES:
+            placed = shared.place(tensor)
+            placed.name = str(value.name)
+            value.const_value = placed
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -95,7 +112,9 @@ def _strip(proto: onnx.ModelProto) -> None:
     for tensor in proto.graph.initializer:
         tensor.doc_string = ""
         del tensor.metadata_props[:]
+    kept = [entry for entry in proto.metadata_props if entry.key == CACHE]
     del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
 
 
 __all__ = ["EMBEDDED_BYTES", "load_model", "save_model", "set_opset", "weight_bytes"]

@@ -68,45 +68,78 @@ def fuse_skip_layer_norm(model: ir.Model) -> int:
 
     Shapes are not in the file: both terms must come from a node that keeps `[B,S,H]`, none may be stored.
     """
+    return _fuse_skip(model, "LayerNormalization", "SkipLayerNormalization", weights=2)
+
+
+def fuse_skip_rms_norm(model: ir.Model) -> int:
+    """SimplifiedLayerNormalization(Add(x, skip)) → SkipSimplifiedLayerNormalization, in graphs with a cache.
+
+    It wins for one token, together with packed linears (`ort_cpu` has the figures); for an encoder it loses.
+    """
+    if not attends_to_cache(model):
+        return 0
+    # An embedding is a stream where norms are RMS: no such model adds a table of positions to it.
+    return _fuse_skip(
+        model, "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", weights=1, further="Gather"
+    )
+
+
+def attends_to_cache(model: ir.Model) -> bool:
+    """Whether a graph computes one token at a time, over the keys and values of those before."""
+    return any(node.op_type == "GroupQueryAttention" for node in model.graph)
+
+
+def _fuse_skip(model: ir.Model, op: str, fused: str, *, weights: int, further: str = "") -> int:
     found = 0
     for node in list(model.graph):
-        if node.op_type != "LayerNormalization" or node.domain != "" or len(node.inputs) < 3:
+        if node.op_type != op or node.domain != "" or len(node.inputs) < 1 + weights:
             continue
         add = producer(node.inputs[0], "Add")
-        if add is None or not all(_streams(value) for value in add.inputs) or _axis(node) != -1:
+        if add is None or not all(_streams(value, further) for value in add.inputs) or _axis(node) != -1:
             continue
-        _skip(model.graph, node, add)
+        _skip(model.graph, node, add, fused, weights)
         found += 1
     return _declare(model, found)
 
 
-def _skip(graph: ir.Graph, norm: ir.Node, add: ir.Node) -> None:
+def _skip(graph: ir.Graph, norm: ir.Node, add: ir.Node, fused: str, weights: int) -> None:
     epsilon = norm.attributes.get("epsilon")
     attributes = {"epsilon": epsilon.as_float() if epsilon is not None else 1e-5}
     total = add.outputs[0]
     shared = total.is_graph_output() or len({use.node for use in total.uses()}) > 1
-    inputs = [*add.inputs, *norm.inputs[1:3]]
+    inputs = [*add.inputs, *norm.inputs[1 : 1 + weights]]
     outputs = 4 if shared else 1
-    new = ir.node(
-        "SkipLayerNormalization", inputs, attributes, domain=MICROSOFT, num_outputs=outputs, name=norm.name
-    )
+    new = ir.node(fused, inputs, attributes, domain=MICROSOFT, num_outputs=outputs, name=norm.name)
     if shared:
         new.outputs[1].name = new.outputs[2].name = ""
-    _take_place(graph, norm, new)
+    _take_place(graph, norm, new, before=_earliest(graph, norm, total) if shared else norm)
     if shared:
         _hand_over(total, new.outputs[3])
     graph.remove(add, safe=True)
 
 
-def _streams(value: ir.Value | None) -> bool:
+def _earliest(graph: ir.Graph, norm: ir.Node, total: ir.Value) -> ir.Node:
+    """The first of the nodes that read the sum: the fused node, which makes it, must stand before all."""
+    readers = {use.node for use in total.uses()}
+    return next((node for node in graph if node in readers), norm)
+
+
+_STREAMS = frozenset(
+    {
+        "Attention", "Gemm", "GroupQueryAttention", "LayerNormalization", "MatMul", "MultiHeadAttention",
+        "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    }
+)  # fmt: skip
+
+
+def _streams(value: ir.Value | None, further: str = "") -> bool:
     """Whether a value is a residual stream: made by a linear, a norm, an attention or another sum of them."""
     if value is None or value.producer() is None or value.is_graph_output():
         return False
-    kinds = {"LayerNormalization", "SkipLayerNormalization", "MatMul", "Attention", "MultiHeadAttention"}
     node = value.producer()
     if node is not None and node.op_type == "Add":
-        return any(_streams(each) for each in node.inputs)
-    return node is not None and node.op_type in kinds
+        return any(_streams(each, further) for each in node.inputs)
+    return node is not None and node.op_type in {*_STREAMS, further}
 
 
 def _axis(node: ir.Node) -> int:
@@ -114,9 +147,9 @@ def _axis(node: ir.Node) -> int:
     return axis.as_int() if axis is not None else -1
 
 
-def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put `new` where `old` is; its first output takes the name and the users of the old one."""
-    graph.insert_before(old, new)
+def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node, *, before: ir.Node | None = None) -> None:
+    """Put `new` where `old` (or `before`) is; its first output takes name and users of the old one."""
+    graph.insert_before(before or old, new)
     _hand_over(old.outputs[0], new.outputs[0])
     graph.remove(old, safe=True)
 
@@ -143,4 +176,9 @@ SKIP_LAYER_NORM = Fusion(
     name="skip-layer-norm",
     apply=fuse_skip_layer_norm,
     summary="Add and LayerNormalization → com.microsoft.SkipLayerNormalization",
+)
+SKIP_RMS_NORM = Fusion(
+    name="skip-rms-norm",
+    apply=fuse_skip_rms_norm,
+    summary="Add and RMSNorm of a decoder → com.microsoft.SkipSimplifiedLayerNormalization",
 )

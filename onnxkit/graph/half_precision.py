@@ -1,6 +1,7 @@
 """Float16 weights and arithmetic, with float32 where float16 does not hold what is computed.
 
-Inputs and outputs of the graph stay as they are: a Cast stands at the boundary. Kept in float32 are
+Inputs and outputs of the graph stay as they are: a Cast stands at the boundary. Only the keys and values of a
+cache become float16 themselves: a Cast would read and write them whole in every step. Kept in float32 are
 operators whose sums or powers leave float16's range (`DELICATE`), those that no kernel takes in float16,
 those with a stored value that float16 cannot hold, and whatever the caller names. Weights are converted
 one at a time while they are written out.
@@ -20,6 +21,7 @@ import onnx_ir as ir
 
 from onnxkit.graph.dtypes import infer_dtypes
 from onnxkit.graph.edit import SMALL
+from onnxkit.graph.kv_cache import is_past, is_present
 from onnxkit.graph.lowering import MICROSOFT
 from onnxkit.graph.portable import lowest
 from onnxkit.graph.probing import INFINITE, largest
@@ -43,8 +45,9 @@ DELICATE = frozenset(
 
 FUSED = frozenset(
     {
-        "Attention", "BiasGelu", "FastGelu", "FusedMatMul", "Gelu", "MultiHeadAttention", "QuickGelu",
-        "RotaryEmbedding", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+        "Attention", "BiasGelu", "FastGelu", "FusedMatMul", "Gelu", "GroupQueryAttention",
+        "MultiHeadAttention", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
 """ONNX Runtime's own operators that have float16 kernels, or are run between casts where they have none."""
@@ -217,6 +220,9 @@ class _Conversion:
 
     def run(self) -> None:
         made = [value for node in self.chosen for value in node.outputs if value.dtype == _FLOAT]
+        for value in self.graph.inputs:
+            if is_past(value) and value.dtype == _FLOAT and self._only_half(value):
+                value.dtype = _HALF
         for node in list(self.graph):
             if node in self.chosen:
                 self._feed(node)
@@ -226,6 +232,9 @@ class _Conversion:
             value.dtype = _HALF
         for value in made:
             self._hand_out(value)
+
+    def _only_half(self, value: ir.Value) -> bool:
+        return all(use.node in self.chosen or use.node.op_type == "Shape" for use in value.uses())
 
     def _feed(self, node: ir.Node) -> None:
         for position, value in enumerate(node.inputs):
@@ -270,7 +279,7 @@ class _Conversion:
         """Give float32 to nodes that stay so, those in subgraphs included, and to the graph's outputs."""
         for use in [use for use in value.uses() if use.node not in self.chosen and not _is_cast_of(use.node)]:
             use.node.replace_input_with(use.idx, self._cast(value, _FLOAT))
-        if value.is_graph_output():
+        if value.is_graph_output() and not is_present(value):
             wide, name = self._cast(value, _FLOAT), value.name
             for position, output in enumerate(self.graph.outputs):
                 if output is value:

@@ -69,18 +69,37 @@ class Draft:
         **attributes: Any,
     ) -> ir.Value:
         """Draft a node with one output; its name is the region's id, with `name` behind it if given."""
-        trimmed = list(inputs)
-        while trimmed and trimmed[-1] is None:
-            trimmed.pop()
-        title = self.region.id.replace("#", "/") + (f"/{name}" if name else "")
-        node = ir.node(op, trimmed, attributes, domain=domain, name=title)
-        node.outputs[0].name = f"{title}:out"
-        self.nodes.append(node)
-        return node.outputs[0]
+        return self._node(op, inputs, domain, name, 1, attributes).outputs[0]
 
     def microsoft(self, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
         """Draft the region's main node, an operator of ONNX Runtime's own."""
         return self.add(op, inputs, domain=MICROSOFT, **attributes)
+
+    def microsoft_cached(
+        self, op: str, inputs: Sequence[ir.Value | None], **attributes: Any
+    ) -> dict[str, ir.Value]:
+        """Draft a main node that also makes the keys and values to keep; outputs by the region's roles."""
+        node = self._node(op, inputs, MICROSOFT, "", 3, attributes)
+        return dict(zip(("out", "present_key", "present_value"), node.outputs, strict=True))
+
+    def _node(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        domain: str,
+        name: str,
+        outputs: int,
+        attributes: Mapping[str, Any],
+    ) -> ir.Node:
+        trimmed = list(inputs)
+        while trimmed and trimmed[-1] is None:
+            trimmed.pop()
+        title = self.region.id.replace("#", "/") + (f"/{name}" if name else "")
+        node = ir.node(op, trimmed, attributes, domain=domain, num_outputs=outputs, name=title)
+        for number, value in enumerate(node.outputs):
+            value.name = f"{title}:{number}" if number else f"{title}:out"
+        self.nodes.append(node)
+        return node
 
     def shared(
         self, key: tuple[Any, ...], op: str, inputs: Sequence[ir.Value | None], **attributes: Any
@@ -97,9 +116,9 @@ class Draft:
             self._shared.values[key] = node.outputs[0]
         return self._shared.values[key]
 
-    def settle(self, out: ir.Value) -> None:
-        """Note that `out` now stands where the region's output stood."""
-        self._shared.replaced[self.region.outputs["out"]] = out
+    def settle(self, outputs: Mapping[str, ir.Value]) -> None:
+        """Note that `outputs`, by role, now stand where the region's outputs stood."""
+        self._shared.replaced.update({self.region.outputs[role]: new for role, new in outputs.items()})
 
     def weight(self, name: str, sources: Sequence[ir.Value], tensor: ir.TensorProtocol) -> ir.Value:
         """Return an initializer made from other weights; regions that share those share it, too (ALBERT)."""
@@ -125,14 +144,21 @@ class Lowering:
     Attributes:
         name: what `--disable-fusion` calls it.
         op: the region's operator.
-        apply: drafts the replacement of a region, returns the value that stands for its output.
+        apply: drafts the replacement of a region, returns the value that stands for its output; where the
+            region has several, the values by role.
         summary: one line for the documentation.
+        cached: for regions over keys and values of a cache, and only for those.
     """
 
     name: str
     op: str
-    apply: Callable[[Draft], ir.Value]
+    apply: Callable[[Draft], ir.Value | Mapping[str, ir.Value]]
     summary: str
+    cached: bool = False
+
+    def concerns(self, region: Region) -> bool:
+        """Whether it is about such a region; what it is not about is no reason to keep one primitive."""
+        return self.op == region.op and self.cached == (region.inputs.get("past_key") is not None)
 
 
 @dataclass(kw_only=True)
@@ -169,7 +195,7 @@ def lower(
     shared = Shared(model.graph)
     result = LoweringResult()
     for region in found:
-        candidates = [row for row in rows if row.op == region.op and row.name not in disabled]
+        candidates = [row for row in rows if row.concerns(region) and row.name not in disabled]
         if candidates:
             _lower_one(model, Draft(model.graph, shared.current(region), masks, shared), candidates, result)
     if result.lowered:
@@ -181,13 +207,14 @@ def _lower_one(model: ir.Model, draft: Draft, candidates: Sequence[Lowering], re
     reasons = []
     for row in candidates:
         try:
-            out = row.apply(draft)
+            made = row.apply(draft)
         except NotApplicable as reason:
             reasons.append(f"{row.name}: {reason}")
             draft.nodes.clear()
             continue
-        replace(model, draft.region, draft.nodes, {"out": out})
-        draft.settle(out)
+        outputs = {"out": made} if isinstance(made, ir.Value) else made
+        replace(model, draft.region, draft.nodes, outputs)
+        draft.settle(outputs)
         result.lowered[row.name] += 1
         return
     result.kept[draft.region.op]["; ".join(reasons)] += 1

@@ -4,24 +4,52 @@ Measured on MiniLM (docs/benchmarks.md): packed Attention beats MultiHeadAttenti
 there is a padding mask; without a mask MultiHeadAttention takes a flash kernel and wins on long sequences.
 Biases of linears stay in their Add, which int8 products fuse. SkipLayerNormalization stays out: its CPU
 kernel costs five times what Add and LayerNormalization cost.
+
+A 135M Llama with int4 weights (blocks of 32), one thread, AVX2: processor time as a share of what it is with
+GroupQueryAttention, RotaryEmbedding and SimplifiedLayerNormalization alone, the best of several processes on
+a shared machine:
+
+| | after 32 | after 512 | after 1,024 | 512 tokens at once |
+|---|---|---|---|---|
+| packed linears | 1.00 | 1.01 | 1.03 | 1.00 |
+| SkipSimplifiedLayerNormalization | 1.04 | 1.03 | 1.09 | 1.01 |
+| both | 0.96 | 0.99 | 0.99 | 1.01 |
+| both, without `attention_bias` (wrong for padding) | 0.94 | 0.98 | 1.01 | 1.01 |
+
+Differences under 0.03 are noise there. With float32 weights, whose reading takes four times as long, all are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from onnxkit.graph import ort_shared
+from onnxkit.graph.grouped_attention import grouped_query_attention
 from onnxkit.graph.lowering import Draft, Lowering, NotApplicable
 
 
 def _float32(draft: Draft) -> None:
     """The CPU kernels of these operators compute in float32 only; float16 would be cast around each."""
+    _only(draft, {ir.DataType.FLOAT})
+
+
+def _only(draft: Draft, able: Collection[ir.DataType]) -> None:
     dtypes = {
         value.dtype for role, value in draft.region.inputs.items() if value is not None and role in "xqkv"
     }
-    wrong = dtypes - {ir.DataType.FLOAT, None}
+    wrong = dtypes - {*able, None}
     if wrong:
-        raise NotApplicable(f"{', '.join(d.name.lower() for d in wrong if d)}: its CPU kernel is float32")
+        names, kernels = (
+            " and ".join(sorted(str(dtype.numpy()) for dtype in some if dtype)) for some in (wrong, able)
+        )
+        raise NotApplicable(f"{names}: its CPU kernel is {kernels}")
+
+
+def _grouped_query_attention(draft: Draft) -> dict[str, ir.Value]:
+    _only(draft, {ir.DataType.FLOAT, ir.DataType.FLOAT16})
+    return grouped_query_attention(draft)
 
 
 def _packed_attention(draft: Draft) -> ir.Value:
@@ -48,6 +76,13 @@ def _gelu(draft: Draft) -> ir.Value:
 
 LOWERINGS: tuple[Lowering, ...] = (
     Lowering(
+        name="cached-attention",
+        op="attention",
+        cached=True,
+        apply=_grouped_query_attention,
+        summary="attention over a cache → com.microsoft.GroupQueryAttention",
+    ),
+    Lowering(
         name="packed-attention",
         op="attention",
         apply=_packed_attention,
@@ -57,7 +92,7 @@ LOWERINGS: tuple[Lowering, ...] = (
         name="attention",
         op="attention",
         apply=_attention,
-        summary="any other attention → com.microsoft.MultiHeadAttention",
+        summary="any other attention, cross-attention too → com.microsoft.MultiHeadAttention",
     ),
     Lowering(name="rotary", op="rotary", apply=_rotary, summary="rotation → com.microsoft.RotaryEmbedding"),
     Lowering(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import producer
+from onnxkit.graph.edit import producer, small_array
 from onnxkit.graph.lowering import Draft, NotApplicable
 from onnxkit.graph.regions import Region
 
@@ -82,7 +82,7 @@ def packed_attention(draft: Draft) -> ir.Value:
     """
     region = draft.region
     _require(region.attrs["layout"] == "bsh", "q, k and v are not [B,S,H]")
-    _require(region.attrs["kv_num_heads"] == region.attrs["num_heads"], "grouped heads")
+    _plain(region)
     _require(region.inputs.get("bias") is None, "a position bias")
     parts = [projection(region.inputs[role]) for role in "qkv"]
     known = [part for part in parts if part is not None]
@@ -100,18 +100,29 @@ def packed_attention(draft: Draft) -> ir.Value:
 
 
 def multi_head_attention(draft: Draft) -> ir.Value:
-    """com.microsoft.MultiHeadAttention: padding as a raw mask, any other mask as an additive bias."""
+    """com.microsoft.MultiHeadAttention: padding as a raw mask, any other mask as an additive bias.
+
+    Keys and values of a cross-attention come as `[B,H,T,D]`, from the cache of the encoder's output.
+    """
     region = draft.region
-    _require(region.attrs["layout"] == "bsh", "q, k and v are not [B,S,H]")
-    _require(region.attrs["kv_num_heads"] == region.attrs["num_heads"], "grouped heads")
+    _require(region.attrs["layout"] in ("bsh", "cross"), "q, k and v are not [B,S,H]")
+    _plain(region)
     attributes = _attention_attributes(region)
     mask = _Mask.of(draft)
     if mask.triangle:
         attributes["unidirectional"] = 1
-    additive = [value for value in (region.inputs.get("bias"), mask.additive) if value is not None]
+    terms = (region.inputs.get("bias"), mask.additive)
+    additive = [value for value in terms if value is not None and not _zero(value)]
     bias = draft.add("Add", additive, name="bias") if len(additive) > 1 else next(iter(additive), None)
     q, k, v = (region.inputs[role] for role in "qkv")
     return draft.microsoft("MultiHeadAttention", [q, k, v, None, mask.padding, bias], **attributes)
+
+
+def _plain(region: Region) -> None:
+    """Refuse what the operators of encoders do not compute."""
+    _require(region.attrs["kv_num_heads"] == region.attrs["num_heads"], "grouped heads")
+    _require(not region.attrs.get("softcap"), "a soft cap of the scores")
+    _require(region.inputs.get("sinks") is None, "attention sinks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +153,19 @@ class _Mask:
         return cls(additive=value) if causal or window else cls(padding=padding_mask(draft))
 
 
+def _zero(value: ir.Value) -> bool:
+    """Whether it is an expanded zero: T5's position bias of a cross-attention."""
+    expand = producer(value, "Expand")
+    content = small_array(expand.inputs[0]) if expand is not None else None
+    return content is not None and not content.any()
+
+
 def _per_query(draft: Draft, mask: ir.Value) -> ir.Value:
     """Any additive mask, its queries' axis written out: once for all regions that share it."""
+    axes = {"q": 1, "k": 2 if draft.region.attrs["layout"] == "cross" else 1}
     queries, keys = (
-        draft.shared((mask, role), "Shape", [draft.region.inputs[role]], start=1, end=2) for role in "qk"
+        draft.shared((mask, role), "Shape", [draft.region.inputs[role]], start=axis, end=axis + 1)
+        for role, axis in axes.items()
     )
     shape = draft.shared((mask,), "Concat", [_ints(draft, 1, 1), queries, keys], axis=0)
     return draft.shared((mask,), "Expand", [mask, shape])

@@ -6,31 +6,31 @@ Runs everywhere, quantizes with stock tools, and keeps in its metadata what ever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph import semantic
-from onnxkit.graph.edit import Editor, permutation, producer
+from onnxkit.graph import portable_attention, portable_experts, semantic, standard
+from onnxkit.graph.edit import Editor, Writer
 from onnxkit.graph.names import module_path
+from onnxkit.graph.portable_attention import SWAP, flat, known_sizes, required
 from onnxkit.graph.regions import Region
 
-_SWAP = [0, 2, 1, 3]
-_DIALECT_NODES = (semantic.MASK, semantic.ROTARY, semantic.ATTENTION, semantic.GELU)
 
-
-def lower(model: ir.Model, *, prefix: str = "") -> list[Region]:
+def lower(model: ir.Model, *, prefix: str = "", opset: int = 18) -> list[Region]:
     """Write every semantic operator out, and return the regions that came of it.
 
     Their nodes are annotated later, when values have their final names. `prefix` is what stands
-    before every module path.
+    before every module path. From opset 23 on a decoder's attentions, rotations and norms are standard
+    operators; an encoder's stay primitives, which every quantizer takes.
 
     Raises:
         ValueError: an operator whose shapes the trace did not leave on its values.
     """
-    return _Lowering(model, prefix).run()
+    cached = any(node.op_type == semantic.CACHED_ATTENTION for node in model.graph)
+    return _Lowering(model, prefix, standard=cached and opset >= standard.OPSET).run()
 
 
 _LOWEST = {ir.DataType.FLOAT16: -32752.0, ir.DataType.BFLOAT16: -1.7e38}
@@ -45,46 +45,29 @@ def lowest(dtype: ir.DataType) -> float:
     return _LOWEST.get(dtype, float(np.finfo(np.float32).min))
 
 
-class _Part:
-    """Adds nodes before a semantic node and remembers them."""
-
-    def __init__(self, editor: Editor, at: ir.Node) -> None:
-        self.editor, self.at = editor, at
-        self.nodes: list[ir.Node] = []
-
-    def __call__(
-        self,
-        op: str,
-        *inputs: ir.Value | None,
-        shape: Iterable[Any] | None = None,
-        dtype: ir.DataType | None = None,
-        **attributes: Any,
-    ) -> ir.Value:
-        node = self.editor.add(self.at, op, inputs, attributes=attributes, shape=shape, dtype=dtype)
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def ints(self, *content: int) -> ir.Value:
-        return self.editor.constant(np.array(content, dtype=np.int64))
-
-    def scalar(self, content: float, dtype: ir.DataType) -> ir.Value:
-        return self.editor.constant(content, dtype)
-
-
 class _Lowering:
-    def __init__(self, model: ir.Model, prefix: str) -> None:
-        self.model, self.prefix = model, prefix
+    def __init__(self, model: ir.Model, prefix: str, *, standard: bool) -> None:
+        self.model, self.prefix, self.standard = model, prefix, standard
         self.editor = Editor(model.graph)
         self.regions: list[Region] = []
         self.additive: dict[ir.Value, ir.Value] = {}
         self._ids: set[str] = set()
 
     def run(self) -> list[Region]:
-        steps = (self._mask, self._rotary, self._attention, self._gelu)
-        for op, step in zip(_DIALECT_NODES, steps, strict=True):
+        writers = {
+            semantic.MASK: self._mask,
+            semantic.ROTARY: self._rotary,
+            semantic.RMS_NORM: self._rms_norm,
+            semantic.ATTENTION: self._attention,
+            semantic.CACHED_ATTENTION: self._attention,
+            semantic.GELU: self._gelu,
+            semantic.EXPERT_MATMUL: self._expert_matmul,
+            semantic.LAST_ROWS: self._last_rows,
+        }  # in this order: an attention reads what masks and rotations have become
+        for op, write in writers.items():
             for node in list(self.model.graph):
                 if node.domain == semantic.DOMAIN and node.op_type == op:
-                    step(node)
+                    write(node)
         self._drop_semantic_nodes()
         order = {node: position for position, node in enumerate(self.model.graph)}
         return sorted(self.regions, key=lambda region: order[region.nodes[0]])
@@ -97,10 +80,10 @@ class _Lowering:
     def _record(
         self,
         op: str,
-        part: _Part,
+        part: Writer,
         attrs: Mapping[str, Any],
         inputs: Mapping[str, ir.Value | None],
-        out: ir.Value,
+        outputs: Mapping[str, ir.Value],
     ) -> None:
         name = base = f"{module_path(part.at, self.prefix)}#{op}"
         number = 1
@@ -109,110 +92,124 @@ class _Lowering:
             name = f"{base}_{number}"
         self._ids.add(name)
         nodes = tuple(part.nodes)
-        self.regions.append(
-            Region(id=name, op=op, attrs=attrs, inputs=inputs, outputs={"out": out}, nodes=nodes)
-        )
+        self.regions.append(Region(id=name, op=op, attrs=attrs, inputs=inputs, outputs=outputs, nodes=nodes))
 
     def _gelu(self, node: ir.Node) -> None:
-        part, x = _Part(self.editor, node), _required(node, 0)
+        part, x = Writer(self.editor, node), required(node, 0)
         dtype = x.dtype or ir.DataType.FLOAT
         approximate = node.attributes["approximate"].as_string()
         out = _tanh_gelu(part, x, dtype) if approximate == "tanh" else _erf_gelu(part, x, dtype)
-        self._record("gelu", part, {"approximate": approximate}, {"x": x}, out)
+        self._record("gelu", part, {"approximate": approximate}, {"x": x}, {"out": out})
         self.editor.replace(node.outputs[0], out)
 
     def _mask(self, node: ir.Node) -> None:
         padding = node.inputs[0] if node.inputs else None
         causal, window = node.attributes["causal"].as_int(), node.attributes["window"].as_int()
-        part = _Part(self.editor, node)
+        part = Writer(self.editor, node)
         allowed = _allowed(part, node, padding, bool(causal), window)
         users = [use.node for use in node.outputs[0].uses()]
         dtypes = [
-            u.inputs[0].dtype for u in users if u.op_type == semantic.ATTENTION and u.inputs[0] is not None
+            u.inputs[0].dtype for u in users if u.op_type in semantic.ATTENTIONS and u.inputs[0] is not None
         ]
         dtype = next((d for d in dtypes if d is not None), ir.DataType.FLOAT)
         zero, low = part.scalar(0.0, dtype), part.scalar(lowest(dtype), dtype)
-        bias = part("Where", allowed, zero, low, shape=allowed.shape, dtype=dtype)
+        bias = part("Where", allowed, zero, low, shape=node.outputs[0].shape, dtype=dtype)
         attrs = {"causal": bool(causal), "window": window}
         inputs = {"padding": padding}
         if causal or window:
             inputs |= {"queries": node.inputs[2], "keys": node.inputs[3]}
-        self._record("mask", part, attrs, inputs, bias)
+        self._record("mask", part, attrs, inputs, {"out": bias})
         self.additive[node.outputs[0]] = bias
         for use in list(node.outputs[0].uses()):
             if use.node.domain != semantic.DOMAIN:
                 use.node.replace_input_with(use.idx, allowed)
 
     def _rotary(self, node: ir.Node) -> None:
-        x, cos, sin = (_required(node, i) for i in range(3))
-        heads, size = _sizes(x, 1, 3)
-        flat = _flat(self.editor, node, x, heads * size)
-        part = _Part(self.editor, node)
-        if flat is None:
+        x, cos, sin = (required(node, i) for i in range(3))
+        heads, size = known_sizes(x, 1, 3)
+        source = flat(self.editor, node, x, heads * size)
+        part = Writer(self.editor, node)
+        if source is None:
             out = _rotate(part, x, cos, sin, heads, axis=1)
             attrs = {"interleaved": False, "layout": "bhsd", "num_heads": heads, "head_dim": size}
-            self._record("rotary", part, attrs, {"x": x, "cos": cos, "sin": sin}, out)
+            self._record("rotary", part, attrs, {"x": x, "cos": cos, "sin": sin}, {"out": out})
             self.editor.replace(node.outputs[0], out)
             return
-        split = part("Reshape", flat, part.ints(0, 0, heads, size))
+        if self.standard and self._standard_rotary(node, part, source, (cos, sin), heads, size):
+            return
+        split = part("Reshape", source, part.ints(0, 0, heads, size))
         turned = _rotate(part, split, cos, sin, heads, axis=2)
-        out = part("Reshape", turned, part.ints(0, 0, heads * size), shape=flat.shape, dtype=x.dtype)
+        out = part("Reshape", turned, part.ints(0, 0, heads * size), shape=source.shape, dtype=x.dtype)
         attrs = {"interleaved": False, "layout": "bsh", "num_heads": heads, "head_dim": size}
-        self._record("rotary", part, attrs, {"x": flat, "cos": cos, "sin": sin}, out)
-        outside = _Part(self.editor, node)
+        self._record("rotary", part, attrs, {"x": source, "cos": cos, "sin": sin}, {"out": out})
+        self._heads_first_again(node, out, heads, size)
+
+    def _standard_rotary(
+        self, node: ir.Node, part: Writer, x: ir.Value, tables: Sequence[ir.Value], heads: int, size: int
+    ) -> bool:
+        cos, sin = tables
+        out = standard.write_rotary(part, x, cos, sin, heads=heads, size=size)
+        if out is None:
+            return False
+        attrs = {"interleaved": False, "layout": "bsh", "num_heads": heads, "head_dim": size}
+        self._record("rotary", part, attrs, {"x": x, "cos": cos, "sin": sin}, {"out": out})
+        self._heads_first_again(node, out, heads, size)
+        return True
+
+    def _heads_first_again(self, node: ir.Node, out: ir.Value, heads: int, size: int) -> None:
+        outside = Writer(self.editor, node)
         back = outside("Reshape", out, outside.ints(0, 0, heads, size))
-        self.editor.replace(node.outputs[0], outside("Transpose", back, perm=_SWAP))
+        self.editor.replace(node.outputs[0], outside("Transpose", back, perm=SWAP))
+
+    def _rms_norm(self, node: ir.Node) -> None:
+        part, x = Writer(self.editor, node), required(node, 0)
+        epsilon, offset = (node.attributes[name].as_float() for name in ("epsilon", "offset"))
+        weight = shifted_weight(required(node, 1), offset) if offset else required(node, 1)
+        out = standard.write_norm(part, x, weight, epsilon) if self.standard else None
+        out = _normed(part, x, weight, epsilon) if out is None else out
+        self._record("rms_norm", part, {"epsilon": epsilon}, {"x": x, "weight": weight}, {"out": out})
+        self.editor.replace(node.outputs[0], out)
+
+    def _expert_matmul(self, node: ir.Node) -> None:
+        self.editor.replace(node.outputs[0], portable_experts.write(Writer(self.editor, node), node))
+
+    def _last_rows(self, node: ir.Node) -> None:
+        part, x = Writer(self.editor, node), required(node, 0)
+        start = part("Unsqueeze", part("Neg", required(node, 1)), part.ints(0))
+        out = part("Slice", x, start, part.ints(np.iinfo(np.int64).max), part.ints(1), dtype=x.dtype)
+        self.editor.replace(node.outputs[0], out)
 
     def _attention(self, node: ir.Node) -> None:
-        q, k, v = (_required(node, i) for i in range(3))
-        (heads, size), (kv_heads, v_size) = _sizes(q, 1, 3), _sizes(v, 1, 3)
-        bias = self._bias(node)
-        widths = (heads * size, kv_heads * size, kv_heads * v_size)
-        flat = [_flat(self.editor, node, x, w) for x, w in zip((q, k, v), widths, strict=True)]
-        known = [x for x in flat if x is not None]
-        dense = len(known) == 3
-        inputs = dict(zip("qkv", known if dense else (q, k, v), strict=True))
-        part = _Part(self.editor, node)
-        split = [(heads, size), (kv_heads, size), (kv_heads, v_size)]
-        per_head = [
-            _per_head(part, x, *hd) if dense else x for x, hd in zip(inputs.values(), split, strict=True)
-        ]
-        per_head[1:] = [_repeat(part, x, heads // kv_heads, heads) for x in per_head[1:]]
-        context = _scores_to_context(part, per_head, node.attributes["scale"].as_float(), bias, q.dtype)
-        attrs = {
-            "num_heads": heads, "kv_num_heads": kv_heads, "head_dim": size, "v_head_dim": v_size,
-            "scale": node.attributes["scale"].as_float(), "causal": False,
-            "layout": "bsh" if dense else "bhsd",
-        }  # fmt: skip
-        if dense:
-            rows = part("Transpose", context, perm=_SWAP)
-            shape = [*(q.shape or [])][:1] + [*(q.shape or [])][2:3] + [heads * v_size]
-            out = part("Reshape", rows, part.ints(0, 0, heads * v_size), shape=shape or None, dtype=q.dtype)
-        else:
-            out = context
-        self._record("attention", part, attrs, {**inputs, **bias}, out)
-        self._hand_over(node, out, dense, heads, v_size)
+        extra = self._laid_over(node)
+        part = Writer(self.editor, node)
+        written = portable_attention.write(part, node, extra, standard=self.standard)
+        self._record("attention", part, written.attrs, written.inputs, written.outputs)
+        out, *present = written.outputs.values()
+        for old, new in zip(node.outputs[1:], present, strict=True):
+            self.editor.replace(old, new)
+        sizes = portable_attention.sizes_of(node)
+        self._hand_over(node, out, written.attrs["layout"] != "bhsd", sizes.heads, sizes.v_size)
 
-    def _bias(self, node: ir.Node) -> dict[str, ir.Value]:
-        """The additive inputs, by role; a boolean mask of the model's own making becomes additive here."""
-        q, mask, bias = node.inputs[0], *([*node.inputs[3:5], None, None][:2])
+    def _laid_over(self, node: ir.Node) -> dict[str, ir.Value]:
+        """Mask, bias and sinks by role; a boolean mask of the model's own making becomes additive here."""
+        first = 5 if node.op_type == semantic.CACHED_ATTENTION else 3
+        q, (mask, bias, sinks) = node.inputs[0], [*node.inputs[first:], None, None, None][:3]
         found: dict[str, ir.Value] = {}
         if mask is not None and mask in self.additive:
             found["mask"] = self.additive[mask]
         elif mask is not None:
-            part = _Part(self.editor, node)
+            part = Writer(self.editor, node)
             dtype = (q.dtype if q is not None else None) or ir.DataType.FLOAT
-            found["mask"] = part("Where", mask, part.scalar(0.0, dtype), part.scalar(lowest(dtype), dtype))
-        if bias is not None:
-            found["bias"] = bias
-        return found
+            zero, low = part.scalar(0.0, dtype), part.scalar(lowest(dtype), dtype)
+            found["mask"] = part("Where", mask, zero, low, shape=mask.shape, dtype=dtype)
+        return found | {role: x for role, x in (("bias", bias), ("sinks", sinks)) if x is not None}
 
     def _hand_over(self, node: ir.Node, out: ir.Value, dense: bool, heads: int, size: int) -> None:
         """Let the users of the semantic `[B,S,H,D]` read the region's output."""
         old = node.outputs[0]
-        outside = _Part(self.editor, node)
+        outside = Writer(self.editor, node)
         if not dense:
-            self.editor.replace(old, outside("Transpose", out, perm=_SWAP))
+            self.editor.replace(old, outside("Transpose", out, perm=SWAP))
             return
         for user in [use.node for use in old.uses()]:
             merged = user.outputs[0].shape if user.op_type == "Reshape" else None
@@ -223,76 +220,7 @@ class _Lowering:
             self.editor.replace(old, outside("Reshape", out, outside.ints(0, 0, heads, size)))
 
 
-def _required(node: ir.Node, position: int) -> ir.Value:
-    value = node.inputs[position]
-    if value is None:
-        raise ValueError(f"{node.op_type} without its input {position}")
-    return value
-
-
-def _sizes(value: ir.Value, *axes: int) -> tuple[int, ...]:
-    if value.shape is None or any(not isinstance(value.shape[axis], int) for axis in axes):
-        raise ValueError(f"{value.name}: axes {axes} have no known sizes")
-    return tuple(int(value.shape[axis]) for axis in axes)  # type: ignore[arg-type]
-
-
-def _flat(editor: Editor, at: ir.Node, x: ir.Value, width: int) -> ir.Value | None:
-    """`[B,S,H·D]` behind x `[B,H,S,D]`, where x is a transposed `[B,S,H,D]`."""
-    swap = producer(x, "Transpose")
-    if swap is None or permutation(swap) != _SWAP or swap.inputs[0] is None:
-        return None
-    split = producer(swap.inputs[0], "Reshape")
-    source = split.inputs[0] if split is not None else None
-    if (
-        source is not None
-        and source.shape is not None
-        and len(source.shape) == 3
-        and source.shape[2] == width
-    ):
-        return source
-    outside = _Part(editor, at)
-    return outside("Reshape", swap.inputs[0], outside.ints(0, 0, width), dtype=x.dtype)
-
-
-def _per_head(part: _Part, x: ir.Value, heads: int, size: int) -> ir.Value:
-    """`[B,S,H·D]` → `[B,H,S,D]`."""
-    return part("Transpose", part("Reshape", x, part.ints(0, 0, heads, size)), perm=_SWAP)
-
-
-def _repeat(part: _Part, x: ir.Value, times: int, heads: int) -> ir.Value:
-    """Each key and value head serves `times` query heads."""
-    if times == 1:
-        return x
-    apart = part("Unsqueeze", x, part.ints(2))
-    wide = part("Expand", apart, part.ints(1, 1, times, 1, 1))
-    sizes = part("Shape", x, start=2)
-    target = part("Concat", part.ints(0, heads), sizes, axis=0)
-    return part("Reshape", wide, target)
-
-
-def _scores_to_context(
-    part: _Part,
-    qkv: Sequence[ir.Value],
-    scale: float,
-    bias: Mapping[str, ir.Value],
-    dtype: ir.DataType | None,
-) -> ir.Value:
-    """softmax(q·kᵀ·scale + bias + mask)·v, all `[B,H,S,D]`."""
-    q, k, v = qkv
-    swap = producer(k, "Transpose")
-    if swap is not None and swap in part.nodes and permutation(swap) == _SWAP:
-        swap.attributes["perm"] = ir.AttrInt64s("perm", [0, 2, 3, 1])
-        turned = k
-    else:
-        turned = part("Transpose", k, perm=[0, 1, 3, 2])
-    scores = part("Mul", part("MatMul", q, turned), part.scalar(scale, dtype or ir.DataType.FLOAT))
-    for role in ("bias", "mask"):
-        if role in bias:
-            scores = part("Add", scores, bias[role])
-    return part("MatMul", part("Softmax", scores, axis=-1), v, dtype=dtype)
-
-
-def _allowed(part: _Part, node: ir.Node, padding: ir.Value | None, causal: bool, window: int) -> ir.Value:
+def _allowed(part: Writer, node: ir.Node, padding: ir.Value | None, causal: bool, window: int) -> ir.Value:
     """Bool `[B|1,1,1|S,T]`: True where a query may look."""
     allowed: ir.Value | None = None
     if padding is not None:
@@ -304,16 +232,17 @@ def _allowed(part: _Part, node: ir.Node, padding: ir.Value | None, causal: bool,
             raise ValueError("a mask of nothing")
         return allowed
     near = part(
-        "Unsqueeze", _band(part, _required(node, 2), _required(node, 3), causal, window), part.ints(0, 1)
+        "Unsqueeze", _band(part, required(node, 2), required(node, 3), causal, window), part.ints(0, 1)
     )
     return near if allowed is None else part("And", allowed, near, dtype=ir.DataType.BOOL)
 
 
-def _band(part: _Part, queries: ir.Value, keys: ir.Value, causal: bool, window: int) -> ir.Value:
+def _band(part: Writer, queries: ir.Value, keys: ir.Value, causal: bool, window: int) -> ir.Value:
     """Bool `[S,T]`. A causal window reaches window - 1 back, a bidirectional one `window` both ways."""
     zero, one = (part.editor.constant(np.array(i, dtype=np.int64)) for i in (0, 1))
     key = part("Range", zero, keys, one, dtype=ir.DataType.INT64)
-    query = part("Unsqueeze", part("Range", zero, queries, one, dtype=ir.DataType.INT64), part.ints(1))
+    first = zero if queries is keys else part("Sub", keys, queries, dtype=ir.DataType.INT64)
+    query = part("Unsqueeze", part("Range", first, keys, one, dtype=ir.DataType.INT64), part.ints(1))
     limit = part.editor.constant(np.array(window, dtype=np.int64))
     if not causal:
         return part("LessOrEqual", part("Abs", part("Sub", key, query)), limit)
@@ -321,7 +250,7 @@ def _band(part: _Part, queries: ir.Value, keys: ir.Value, causal: bool, window: 
     return part("And", past, part("Greater", key, part("Sub", query, limit))) if window else past
 
 
-def _rotate(part: _Part, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int, axis: int) -> ir.Value:
+def _rotate(part: Writer, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int, axis: int) -> ir.Value:
     """x·cos + (-x₂, x₁)·sin with cos and sin `[B|1,S,D]` unsqueezed at the heads' axis."""
     dtype = x.dtype or cos.dtype
     wide = []
@@ -329,21 +258,63 @@ def _rotate(part: _Part, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int, 
         same = table.dtype == dtype or dtype is None
         cast = table if same else part("Cast", table, to=int(dtype or 1), dtype=dtype)
         wide.append(part("Unsqueeze", cast, part.ints(axis)))
-    halves = part.editor.add(part.at, "Split", [x], attributes={"axis": -1, "num_outputs": 2}, outputs=2)
-    part.nodes.append(halves)
-    first, second = halves.outputs
+    first, second = part.several("Split", [x], 2, axis=-1, num_outputs=2)
     turned = part("Concat", part("Neg", second), first, axis=-1)
     return part("Add", part("Mul", x, wide[0]), part("Mul", turned, wide[1]), shape=x.shape, dtype=dtype)
 
 
-def _erf_gelu(part: _Part, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+def shifted_weight(weight: ir.Value, offset: float) -> ir.Value:
+    """An initializer that holds weight + offset in float32, computed when it is read.
+
+    In 16 bits a weight close to zero would lose most of its digits beside a one.
+    """
+    tensor, graph = weight.const_value, weight.graph
+    if tensor is None or graph is None or weight.name is None:
+        raise ValueError(f"{weight.name}: the weight of a norm is computed in the graph")
+    name = f"{weight.name}_plus_{offset:g}"
+    if name not in graph.initializers:
+        content = ir.LazyTensor(
+            _shifted(tensor, offset, name), dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
+        )  # fmt: skip
+        value = ir.Value(name=name, shape=content.shape, const_value=content)
+        value.dtype = ir.DataType.FLOAT
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _shifted(tensor: ir.TensorProtocol, offset: float, name: str) -> Callable[[], ir.TensorProtocol]:
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float32) + np.float32(offset), name=name)
+
+    return read
+
+
+def _normed(part: Writer, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+    """x / √(mean(x²) + ε) · weight, in float32 up to the weight, which has x's type or float32."""
+    float32 = ir.DataType.FLOAT
+    dtype = x.dtype or float32
+    exact = x if dtype == float32 else part("Cast", x, to=int(float32), dtype=float32)
+    square = part("Pow", exact, part.scalar(2.0, float32), dtype=float32)
+    mean = part("ReduceMean", square, part.ints(-1), keepdims=1, dtype=float32)
+    root = part("Sqrt", part("Add", mean, part.scalar(epsilon, float32)), dtype=float32)
+    normed = part("Div", exact, root, shape=x.shape, dtype=float32)
+    if dtype != float32 and weight.dtype != float32:
+        normed = part("Cast", normed, to=int(dtype), shape=x.shape, dtype=dtype)
+    scaled = part("Mul", weight, normed, shape=x.shape, dtype=weight.dtype)
+    if dtype != weight.dtype:
+        scaled = part("Cast", scaled, to=int(dtype), shape=x.shape, dtype=dtype)
+    return scaled
+
+
+def _erf_gelu(part: Writer, x: ir.Value, dtype: ir.DataType) -> ir.Value:
     """x·½·(1 + erf(x/√2))."""
     erf = part("Erf", part("Div", x, part.scalar(math.sqrt(2.0), dtype)))
     product = part("Mul", x, part("Add", erf, part.scalar(1.0, dtype)))
     return part("Mul", product, part.scalar(0.5, dtype), shape=x.shape, dtype=dtype)
 
 
-def _tanh_gelu(part: _Part, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _tanh_gelu(part: Writer, x: ir.Value, dtype: ir.DataType) -> ir.Value:
     """x·½·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
     cube = part("Mul", part("Mul", x, x), x)
     inner = part("Add", x, part("Mul", cube, part.scalar(0.044715, dtype)))

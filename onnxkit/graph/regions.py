@@ -5,14 +5,16 @@ Every node of a region carries three `metadata_props`, which any client may igno
 the names of its boundary values (`onnxkit.attrs`). A lowering finds the region again without
 pattern search and replaces it whole.
 
-| op | inputs | attributes |
-|---|---|---|
-| attention | q, k, v, mask (float, additive), bias (float, additive) | num_heads, kv_num_heads, head_dim, v_head_dim, scale, causal, layout |
-| mask | padding (bool or int64 `[B,T]`); causal or window: queries, keys (their numbers) | causal, window (0: none) |
-| rotary | x, cos, sin `[B or 1,S,D]` | interleaved, layout, num_heads, head_dim |
-| gelu | x | approximate |
+| op | inputs | outputs | attributes |
+|---|---|---|---|
+| attention | q, k, v [, past_key, past_value] [, mask] [, bias] (float, additive) [, sinks] | out [, present_key, present_value] | num_heads, kv_num_heads, head_dim, v_head_dim, scale, softcap (0.0: none), causal, layout |
+| mask | padding (bool `[B,T]`); causal or window: queries, keys (their numbers) | out (additive) | causal, window (0: none) |
+| rotary | x, cos, sin `[B or 1,S,D]` | out | interleaved, layout, num_heads, head_dim |
+| rms_norm | x, weight (what multiplies) | out | epsilon |
+| gelu | x | out | approximate |
 
-Outputs are called `out`. Layout "bsh": q, k, v, out and x are `[B,S,H·D]`; "bhsd": `[B,H,S,D]`.
+Layout "bsh": q, k, v, out and x are `[B,S,H·D]`; "bhsd": `[B,H,S,D]`; "cross": q and out `[B,S,H·D]`, k and v
+`[B,KVH,T,D]`, the cached keys of an encoder. Past and present are `[B,KVH,T,D]` always.
 """  # noqa: E501
 
 from __future__ import annotations

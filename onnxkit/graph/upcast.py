@@ -17,6 +17,9 @@ def bf16_to_fp32(model: ir.Model) -> None:
         if value.const_value is not None and value.const_value.dtype == _FROM:
             value.const_value = _widened(value.const_value)
             value.dtype = _TO
+    for value in model.graph.inputs:
+        if value.dtype == _FROM:
+            value.dtype = _TO
     for node in model.graph:
         for attribute in list(node.attributes.values()):
             if attribute.name in ("to", "dtype") and attribute.as_int() == _FROM:

@@ -20,7 +20,7 @@ class DropNoOps(ir.passes.InPlacePass):
                 editor.replace(node.outputs[0], source)
                 dropped += 1
         for node in list(model.graph):
-            dropped += _shape_of_one_axis(node, editor)
+            dropped += _shape_of_one_axis(node, editor) or _undoes(node, editor)
         return ir.passes.PassResult(model, modified=dropped > 0)
 
 
@@ -69,4 +69,19 @@ def _shape_of_one_axis(node: ir.Node, editor: Editor) -> bool:
     if shape is None or target is None or target.tolist() not in ([-1], [1]):
         return False
     editor.replace(node.outputs[0], shape.outputs[0])
+    return True
+
+
+def _undoes(node: ir.Node, editor: Editor) -> bool:
+    """Transpose(Transpose(x)) that puts every axis back."""
+    if node.op_type != "Transpose" or node.domain != "":
+        return False
+    first = producer(node.inputs[0], "Transpose")
+    order, before = permutation(node), permutation(first) if first is not None else None
+    source = first.inputs[0] if first is not None else None
+    if order is None or before is None or source is None:
+        return False
+    if [before[axis] for axis in order] != sorted(order):
+        return False
+    editor.replace(node.outputs[0], source)
     return True
