@@ -56,6 +56,30 @@ _PYRAMID = {
 }  # fmt: skip
 _EFFICIENTNET = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
 _AST = {**_SIZE, "max_length": 64, "num_mel_bins": 32}
+_MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 128, **_ENDS}
+_GPT_NEO = {
+    "hidden_size": 32, "num_layers": 4, "attention_types": [[["global", "local"], 2]], "num_heads": 4,
+    "intermediate_size": 64, "window_size": 6, "vocab_size": 128, "max_position_embeddings": 64, **_ENDS,
+}  # fmt: skip
+_OPT = {
+    "hidden_size": 32, "num_hidden_layers": 3, "ffn_dim": 64, "num_attention_heads": 4, "vocab_size": 128,
+    "max_position_embeddings": 64, "word_embed_proj_dim": 16, **_ENDS,
+}  # fmt: skip
+_BLOOM = {"hidden_size": 32, "n_layer": 3, "n_head": 4, "vocab_size": 128, **_ENDS}
+_FALCON = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 128,
+    "max_position_embeddings": 64, **_ENDS,
+}  # fmt: skip
+_EXPERTS = {**_LLM, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+_S2S = {
+    "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128,
+    "max_position_embeddings": 64, "decoder_start_token_id": 2, **_ENDS,
+}  # fmt: skip
+_T5_S2S = {**_T5, "num_decoder_layers": 2, "decoder_start_token_id": 0}
+_MARIAN = {**_S2S, "pad_token_id": 3, "decoder_start_token_id": 3, "eos_token_id": 0}
+_M2M = {**_S2S, "pad_token_id": 1, "bos_token_id": 0}
 _LABELS = {"id2label": {0: "low", 1: "middle", 2: "high"}, "label2id": {"low": 0, "middle": 1, "high": 2}}
 
 
@@ -82,6 +106,20 @@ def _text(name: str, stem: str, settings: Mapping[str, Any] = _TEXT, **other: An
 
 def _image(name: str, stem: str, settings: Mapping[str, Any] = _IMAGE, **other: Any) -> TinyModel:
     return _text(name, stem, settings, **{"kind": "image", "task": "image-feature-extraction", **other})
+
+
+def _decoder(
+    name: str, stem: str, settings: Mapping[str, Any] = _LLM, *, end: str = "ForCausalLM", **other: Any
+) -> TinyModel:
+    kind = {"task": "text-generation", "model_class": f"{stem}{end}"}
+    return _text(name, stem, settings, **{**kind, **other})
+
+
+def _seq2seq(
+    name: str, stem: str, settings: Mapping[str, Any] = _S2S, *, end: str = "ForConditionalGeneration",
+    task: str = "text2text-generation", **other: Any,
+) -> TinyModel:  # fmt: skip
+    return _text(name, stem, settings, **{"task": task, "model_class": f"{stem}{end}", **other})
 
 
 def _head(name: str, task: str, model_class: str, **settings: Any) -> TinyModel:
@@ -139,6 +177,30 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio"),
     _text("hubert", "Hubert", {**_WAV2VEC2, "do_stable_layer_norm": True}, kind="audio"),
     _text("audio-spectrogram-transformer", "AST", _AST, kind="audio"),
+    _decoder("gpt2-lm", "GPT2", _GPT, end="LMHeadModel"),
+    _decoder("gpt-neo-lm", "GPTNeo", _GPT_NEO),
+    _decoder("gpt-neox-lm", "GPTNeoX", {**_TEXT, **_ENDS}),
+    _decoder("gptj-lm", "GPTJ", {**_GPT, "rotary_dim": 4}),
+    _decoder("opt-lm", "OPT", _OPT),
+    _decoder("bloom-lm", "Bloom", _BLOOM),
+    _decoder("falcon-lm", "Falcon", {**_FALCON, "num_kv_heads": 2, "new_decoder_architecture": True}),
+    _decoder("falcon-alibi-lm", "Falcon", {**_FALCON, "alibi": True}),
+    _decoder("llama-lm", "Llama", {**_LLM, "tie_word_embeddings": True}),
+    _decoder("mistral-lm", "Mistral", {**_LLM, "sliding_window": 6}),
+    _decoder("qwen2-lm", "Qwen2"),
+    _decoder("qwen3-lm", "Qwen3"),
+    _decoder("gemma2-lm", "Gemma2", {**_LLM, **_MIXED}),
+    _decoder("gemma3-lm", "Gemma3", {**_LLM, **_MIXED}, config_class="Gemma3TextConfig"),
+    _decoder("phi-lm", "Phi", {**_TEXT, **_ENDS}),
+    _decoder("phi3-lm", "Phi3"),
+    _decoder("smollm3-lm", "SmolLM3", {**_LLM, "no_rope_layers": [1, 1, 0]}),
+    _decoder("olmo2-lm", "Olmo2"),
+    _decoder("granite-lm", "Granite"),
+    _decoder("stablelm-lm", "StableLm"),
+    _decoder("cohere-lm", "Cohere"),
+    _decoder("mixtral-lm", "Mixtral", _EXPERTS),
+    _decoder("qwen3-moe-lm", "Qwen3Moe", {**_EXPERTS, "moe_intermediate_size": 32}),
+    _decoder("gpt-oss-lm", "GptOss", {**_EXPERTS, **_MIXED}),
     _head("bert-classifier", "text-classification", "BertForSequenceClassification", **_LABELS),
     _text(
         "xlm-roberta-reranker",
@@ -178,6 +240,30 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         task="image-classification",
         model_class="SegformerForImageClassification",
     ),
+    _seq2seq("t5-seq2seq", "T5", _T5_S2S),
+    _seq2seq("mt5-seq2seq", "MT5", {**_T5_S2S, "tie_word_embeddings": False}),
+    _seq2seq("umt5-seq2seq", "UMT5", _T5_S2S),
+    _seq2seq("bart-seq2seq", "Bart", task="summarization"),
+    _seq2seq("mbart-seq2seq", "MBart"),
+    _seq2seq("marian-seq2seq", "Marian", _MARIAN, end="MTModel", task="translation"),
+    _seq2seq("pegasus-seq2seq", "Pegasus", {**_S2S, "eos_token_id": 1, "bos_token_id": 2}),
+    _seq2seq("m2m100-seq2seq", "M2M100", _M2M, task="translation", level="L2"),
+    _seq2seq("blenderbot-seq2seq", "Blenderbot"),
+    _seq2seq(
+        "whisper-speech",
+        "Whisper",
+        {**_WHISPER, "decoder_layers": 2, "max_target_positions": 64},
+        task="automatic-speech-recognition",
+        kind="audio",
+    ),
+    _text(
+        "wav2vec2-ctc",
+        "Wav2Vec2",
+        {**_WAV2VEC2, "pad_token_id": 0},
+        kind="audio",
+        task="automatic-speech-recognition",
+        model_class="Wav2Vec2ForCTC",
+    ),
 )
 BY_NAME: dict[str, TinyModel] = {model.name: model for model in TINY_MODELS}
 
@@ -198,6 +284,9 @@ def save_tiny(name: str, directory: Path, *, seed: int = 0) -> Path:
         for parameter in model.parameters():
             if parameter.ndim <= 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+        for key, buffer in model.named_buffers():
+            if key == "final_logits_bias":
+                buffer.add_(torch.randn_like(buffer) * 0.05)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
     _PROCESSORS[tiny.kind](directory, tiny)
@@ -303,12 +392,13 @@ def _save_image_processor(directory: Path, tiny: TinyModel) -> None:
 
 
 def _save_feature_extractor(directory: Path, tiny: TinyModel) -> None:
-    whisper = tiny.name == "whisper"
+    whisper = tiny.name.startswith("whisper")
     settings = {
         "feature_extractor_type": f"{'Whisper' if whisper else 'Wav2Vec2'}FeatureExtractor",
         "feature_size": 16 if whisper else 1,
         "sampling_rate": 16000,
         "return_attention_mask": not whisper,
+        **({"chunk_length": 1} if whisper else {}),
     }
     _write_json(directory / "preprocessor_config.json", settings)
 

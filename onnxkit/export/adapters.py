@@ -1,14 +1,23 @@
 """Attention modules that compute by hand what transformers' attention interface would express.
 
-An adapter is one forward function that says the same with the semantic operator, for one class.
+An adapter is one method that says the same with the semantic operator, for one class.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from onnxkit.export.hooks import attention, narrowed
+from onnxkit.export.operators import OPS
+from onnxkit.export.probes import Replacement
+
+Adapter = tuple[str, Callable[..., Any]]
+"""(method, what to trace in its place)."""
 
 
 def _mpnet_forward(
@@ -23,16 +32,126 @@ def _mpnet_forward(
     heads = (*hidden_states.shape[:-1], -1, self.attention_head_size)
     q, k, v = (part(hidden_states).view(heads).transpose(1, 2) for part in (self.q, self.k, self.v))
     scale = self.attention_head_size**-0.5
-    out = torch.ops.onnxkit.attention(q, k, v, attention_mask, position_bias, scale)
+    out = OPS.attention(q, k, v, attention_mask, position_bias, None, scale, 0.0)
     return (self.o(out.reshape(*hidden_states.shape[:-1], -1)),)
 
 
-ADAPTERS: dict[str, Callable[..., Any]] = {"MPNetSelfAttention": _mpnet_forward}
-"""Class name of an attention module → the forward function to trace in its place."""
+def _attn(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, None]:
+    """GPT-J's and CodeGen's; `[B,H,S,D]` in and out."""
+    out, _ = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
+    return out.transpose(1, 2), None
 
 
-def adapted_attention(model: torch.nn.Module) -> Iterator[tuple[type, str, Callable[..., Any]]]:
-    """The classes in `model` that have an adapter, as (class, attribute, replacement)."""
+def _gpt_neo_attn(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, None]:
+    """GPT-Neo does not scale its scores, and every other layer has a window."""
+    if self.attention_type == "local":
+        attention_mask = narrowed(attention_mask, self.config.window_size)
+    out, _ = attention(self, query, key, value, attention_mask, scaling=1.0)
+    return out.transpose(1, 2), None
+
+
+def _bloom_forward(
+    self: Any,
+    hidden_states: torch.Tensor,
+    residual: torch.Tensor,
+    alibi: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layer_past: Any = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """BLOOM adds a bias that is linear in the distance (arXiv:2108.12409); `alibi` is `[B·H,1,T]`."""
+    query, key, value = self._reshape(self.query_key_value(hidden_states))
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, self.layer_idx)
+    bias = alibi.view(hidden_states.shape[0], self.num_heads, 1, -1)
+    bias = bias if self.beta == 1.0 else bias * self.beta
+    out, _ = attention(
+        self, query, key, value, attention_mask, scaling=self.inv_norm_factor, position_bias=bias
+    )
+    return self.dense(out.reshape(*hidden_states.shape[:-1], -1)) + residual, None
+
+
+def _falcon_forward(
+    self: Any,
+    hidden_states: torch.Tensor,
+    alibi: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    layer_past: Any = None,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """Falcon fuses its projections in three ways. With ALiBi the mask holds the bias already."""
+    heads = _falcon_heads(self, self.query_key_value(hidden_states))
+    query, key, value = (x.transpose(1, 2) for x in heads)
+    if alibi is None:
+        rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
+        query, key = rotate(query, key, *(position_embeddings or ()))
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, self.layer_idx)
+    out, _ = attention(self, query, key, value, attention_mask, scaling=self.inv_norm_factor)
+    return self.dense(out.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def _falcon_heads(module: Any, fused: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values `[B,S,H,D]`; transformers caches a group's keys once a query head."""
+    batch, rows, _ = fused.shape
+    size, heads = module.head_dim, module.num_heads
+    if not module.new_decoder_architecture and not module.multi_query:
+        return list(fused.view(batch, rows, heads, 3, size).unbind(dim=3))
+    groups = module.num_kv_heads if module.new_decoder_architecture else 1
+    parts = fused.view(batch, rows, groups, heads // groups + 2, size)
+    query, key, value = torch.split(parts, [heads // groups, 1, 1], dim=3)
+    if module.new_decoder_architecture:
+        key, value = key.expand_as(query), value.expand_as(query)
+    return [x.flatten(2, 3) for x in (query, key, value)]
+
+
+def _falcon_alibi(attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+    """ALiBi `[B·H,1,T]`, rounded to bfloat16 as transformers rounds it, whose product in bfloat16 ONNX
+    Runtime's CPU provider does not have."""
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.bfloat16).to(torch.float32)
+
+    device = attention_mask.device
+    power = 2 ** math.floor(math.log2(num_heads))
+    steps = torch.arange(1, 1 + power, device=device, dtype=torch.float32)
+    slopes = torch.exp2(steps * (-8.0 / power))
+    if power != num_heads:
+        odd = torch.arange(1, 1 + 2 * (num_heads - power), 2, device=device, dtype=torch.float32)
+        slopes = torch.cat([slopes, torch.exp2(odd * (-4.0 / power))])
+    places = ((attention_mask.cumsum(dim=-1) - 1) * attention_mask)[:, None, :].to(torch.float32)
+    bias = rounded(rounded(slopes)[:, None] * rounded(places))
+    return bias.reshape(-1, 1, attention_mask.shape[-1]).to(dtype)
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "MPNetSelfAttention": ("forward", _mpnet_forward),
+    "GPTJAttention": ("_attn", _attn),
+    "CodeGenAttention": ("_attn", _attn),
+    "GPTNeoSelfAttention": ("_attn", _gpt_neo_attn),
+    "BloomAttention": ("forward", _bloom_forward),
+    "FalconAttention": ("forward", _falcon_forward),
+}
+"""Class name of an attention module → what to trace in place of one of its methods."""
+
+
+def adapted_attention(model: torch.nn.Module) -> Iterator[Replacement]:
+    """The classes in `model` that have an adapter, and a function that one of them needs."""
     for cls in sorted({type(m) for m in model.modules()}, key=lambda c: c.__name__):
         if cls.__name__ in ADAPTERS:
-            yield cls, "forward", ADAPTERS[cls.__name__]
+            yield cls, *ADAPTERS[cls.__name__]
+        if cls.__name__ == "FalconAttention":
+            yield sys.modules[cls.__module__], "build_alibi_tensor", _falcon_alibi

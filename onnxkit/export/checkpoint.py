@@ -1,4 +1,4 @@
-"""Where a checkpoint lies and what it says about itself: a local directory, or an id on the Hub."""
+"""Where a checkpoint lies and what it says about itself: a directory, a GGUF file, or an id on the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxkit.artifact.digests import combined_digest, file_entry
-from onnxkit.errors import EnvironmentProblem, InputError, OnnxkitError
+from onnxkit.errors import EnvironmentProblem, InputError, OnnxkitError, UsageError
+from onnxkit.export.adapter import adapter_files, check_adapter
+from onnxkit.export.gguf import read_gguf
 from onnxkit.safety import Module, check_checkpoint, contained, printable, read_json, read_modules
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Access:
     offline: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ class Checkpoint:
         settings: config.json.
         processor: preprocessor_config.json, empty where there is none.
         modules: sentence-transformers' modules, empty where there are none.
+        gguf: the file that is the whole checkpoint, or None.
     """
 
     source: str
@@ -62,10 +66,18 @@ class Checkpoint:
     settings: Mapping[str, Any]
     processor: Mapping[str, Any]
     modules: tuple[Module, ...]
+    gguf: Path | None = None
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files that transformers reads, or none where the weights are pickled."""
+        """The safetensors files that hold the weights as they will be exported; none where transformers has
+        to load them: pickles, GGUF, a base model whose adapter is still to be merged."""
+        if self.gguf is not None or self.access.adapter is not None:
+            return ()
+        return self._safetensors
+
+    @property
+    def _safetensors(self) -> tuple[Path, ...]:
         whole, index = self.weights_path / _WEIGHTS, self.weights_path / f"{_WEIGHTS}.index.json"
         if whole.is_file():
             return (whole,)
@@ -76,7 +88,8 @@ class Checkpoint:
 
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`: nothing connects, nothing is guessed."""
-        return {"local_files_only": True, "trust_remote_code": self.access.trust_remote_code}
+        arguments = {"local_files_only": True, "trust_remote_code": self.access.trust_remote_code}
+        return arguments if self.gguf is None else {**arguments, "gguf_file": self.gguf.name}
 
     def config(self) -> PretrainedConfig:
         """The parsed config.
@@ -95,11 +108,12 @@ class Checkpoint:
             raise InputError(f"{self.weights_path / 'config.json'} ({kind}): {reason}") from error
 
     def digest(self) -> str:
-        """The commit, or for a local directory one digest of config and weights."""
-        if self.commit is not None:
+        """The commit, or for what is local one digest of config and weights, the adapter's with them."""
+        extra = adapter_files(self.access.adapter) if self.access.adapter is not None else ()
+        if self.commit is not None and not extra:
             return self.commit
-        names = [self.weights_path / "config.json", *self.weight_files]
-        return combined_digest({file.name: file_entry(file) for file in names})
+        own = (self.gguf,) if self.gguf else (self.weights_path / "config.json", *self._safetensors)
+        return combined_digest({file.name: file_entry(file) for file in (*own, *extra)})
 
 
 def open_checkpoint(source: str, access: Access) -> Checkpoint:
@@ -108,13 +122,15 @@ def open_checkpoint(source: str, access: Access) -> Checkpoint:
     Raises:
         InputError: no such directory or repository, no weights, damaged files.
         UnsafeError: remote code, pickles, paths that lead out.
-        EnvironmentProblem: the Hub cannot be reached.
+        EnvironmentProblem: the Hub cannot be reached, a package is missing for GGUF or the adapter.
     """
+    if access.adapter is not None:
+        check_adapter(access.adapter, allow_pickle=access.allow_pickle)
     local = Path(source).expanduser()
     if local.exists():
         path, commit = local, None
         if not local.is_dir():
-            raise InputError(f"{printable(source)} is a file; name the checkpoint's directory")
+            return _describe_gguf(source, local, access)
     elif _HUB_ID.fullmatch(source) and not source.startswith("."):
         path, commit = _download(source, access)
     else:
@@ -145,6 +161,22 @@ def _describe(source: str, path: Path, commit: str | None, access: Access) -> Ch
         settings=settings,
         processor=read_json(preprocessor, trust_remote_code=trusted) if preprocessor.is_file() else {},
         modules=modules,
+    )
+
+
+def _describe_gguf(source: str, file: Path, access: Access) -> Checkpoint:
+    if access.subfolder or access.revision:
+        raise UsageError(f"{printable(source)} is a file: --subfolder and --revision do not apply")
+    return Checkpoint(
+        source=source,
+        path=file.parent,
+        weights_path=file.parent,
+        commit=None,
+        access=access,
+        settings=read_gguf(file),
+        processor={},
+        modules=(),
+        gguf=file,
     )
 
 

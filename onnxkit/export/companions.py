@@ -6,8 +6,13 @@ from pathlib import Path
 
 from onnxkit.artifact import copy_companions
 from onnxkit.errors import InputError
+from onnxkit.export.adapter import copy_adapter_tokenizer
 from onnxkit.export.checkpoint import Checkpoint
+from onnxkit.export.gguf import write_gguf_companions
+from onnxkit.export.plan import GENERATING, Plan
 from onnxkit.progress import Progress
+from onnxkit.safety import read_json
+from onnxkit.tasks.sentencepiece import from_sentencepiece
 
 _TEXT_TASKS = frozenset(
     {
@@ -17,23 +22,29 @@ _TEXT_TASKS = frozenset(
         "token-classification",
         "question-answering",
         "fill-mask",
+        *GENERATING,
     }
 )
 _SLOW = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.model")
 
 
-def write_companions(
-    checkpoint: Checkpoint, staging: Path, *, task: str, text: bool, progress: Progress
-) -> None:
+def write_companions(plan: Plan, staging: Path, *, progress: Progress) -> None:
     """Copy what belongs to the checkpoint; make tokenizer.json where only a slow tokenizer stands.
 
     Raises:
         InputError: the slow tokenizer cannot be converted.
     """
+    checkpoint = plan.checkpoint
+    if checkpoint.gguf is not None:
+        write_gguf_companions(checkpoint.gguf, checkpoint.settings, staging)
+        return
     copy_companions(checkpoint.path, staging)
     if checkpoint.weights_path != checkpoint.path:
         copy_companions(checkpoint.weights_path, staging)
-    if not text or task not in _TEXT_TASKS or (staging / "tokenizer.json").is_file():
+    if checkpoint.access.adapter is not None:
+        copy_adapter_tokenizer(checkpoint.access.adapter, staging)
+    text = any(given.name == "input_ids" for part in plan.parts for given in part.signature.inputs)
+    if not text or plan.task not in _TEXT_TASKS or (staging / "tokenizer.json").is_file():
         return
     if any((checkpoint.weights_path / name).is_file() for name in _SLOW):
         _convert_tokenizer(checkpoint, staging)
@@ -44,6 +55,11 @@ def write_companions(
 def _convert_tokenizer(checkpoint: Checkpoint, staging: Path) -> None:
     from transformers import AutoTokenizer
 
+    settings = staging / "tokenizer_config.json"
+    made = from_sentencepiece(staging, read_json(settings) if settings.is_file() else {})
+    if made is not None:  # Marian, M2M100: transformers has them in Python only
+        made.save(str(staging / "tokenizer.json"))
+        return
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments())
         backend = getattr(tokenizer, "backend_tokenizer", None)

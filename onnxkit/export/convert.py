@@ -21,7 +21,7 @@ from torch.onnx._internal.exporter import _core, _registration
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry
 
 from onnxkit.export import fx
-from onnxkit.export.hooks import OPS
+from onnxkit.export.operators import OPS
 from onnxkit.graph import semantic
 
 TRACE_OPSET = 18
@@ -32,7 +32,7 @@ _BOOL = ["tensor(bool)"]
 _INT64 = ["tensor(int64)"]
 
 
-def _schema(name: str, inputs: Mapping[str, list[str]], result: list[str], **attributes: Any) -> OpSchema:
+def _schema(name: str, inputs: Mapping[str, list[str]], *results: list[str], **attributes: Any) -> OpSchema:
     """An operator's schema; an input whose name ends in "?" may be left out."""
     single, optional = OpSchema.FormalParameterOption.Single, OpSchema.FormalParameterOption.Optional
     parameters, constraints = [], []
@@ -45,18 +45,20 @@ def _schema(name: str, inputs: Mapping[str, list[str]], result: list[str], **att
         semantic.DOMAIN,
         semantic.VERSION,
         inputs=parameters,
-        outputs=[OpSchema.FormalParameter("out", "R")],
-        type_constraints=[*constraints, ("R", result, "")],
+        outputs=[OpSchema.FormalParameter(f"out{i}", f"R{i}") for i in range(len(results))],
+        type_constraints=[*constraints, *((f"R{i}", types, "") for i, types in enumerate(results))],
         attributes=[OpSchema.Attribute(key, kind) for key, kind in attributes.items()],
     )
 
 
 _kind = OpSchema.AttrType
-_ATTENTION = _schema(
-    semantic.ATTENTION,
-    {"q": _FLOATS, "k": _FLOATS, "v": _FLOATS, "mask?": _BOOL, "bias?": _FLOATS},
-    _FLOATS,
-    scale=_kind.FLOAT,
+_QKV = {"q": _FLOATS, "k": _FLOATS, "v": _FLOATS}
+_PAST = {"past_k": _FLOATS, "past_v": _FLOATS}
+_OPTIONAL = {"mask?": _BOOL, "bias?": _FLOATS, "sinks?": _FLOATS}
+_SCALES = {"scale": _kind.FLOAT, "softcap": _kind.FLOAT}
+_ATTENTION = _schema(semantic.ATTENTION, {**_QKV, **_OPTIONAL}, _FLOATS, **_SCALES)
+_CACHED_ATTENTION = _schema(
+    semantic.CACHED_ATTENTION, {**_QKV, **_PAST, **_OPTIONAL}, _FLOATS, _FLOATS, _FLOATS, **_SCALES
 )
 _MASK = _schema(
     semantic.MASK,
@@ -66,6 +68,16 @@ _MASK = _schema(
     causal=_kind.INT,
 )
 _ROTARY = _schema(semantic.ROTARY, {"x": _FLOATS, "cos": _FLOATS, "sin": _FLOATS}, _FLOATS)
+_RMS_NORM = _schema(
+    semantic.RMS_NORM, {"x": _FLOATS, "weight": _FLOATS}, _FLOATS, epsilon=_kind.FLOAT, offset=_kind.FLOAT
+)
+_EXPERT_MATMUL = _schema(
+    semantic.EXPERT_MATMUL,
+    {"x": _FLOATS, "weight": _FLOATS, "experts": _INT64},
+    _FLOATS,
+    transposed=_kind.INT,
+)
+_LAST_ROWS = _schema(semantic.LAST_ROWS, {"x": _FLOATS, "count": _INT64}, _FLOATS)
 _GELU = _schema(semantic.GELU, {"x": _FLOATS}, _FLOATS, approximate=_kind.STRING)
 
 
@@ -78,8 +90,19 @@ def _recorder() -> Any:
     return evaluator.default()
 
 
-def _attention(q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, scale: float = 1.0) -> Any:
-    return _emit(_ATTENTION, q, k, v, mask, bias, scale=scale)
+def _attention(
+    q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, sinks: Any = None, scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Any:  # fmt: skip
+    return _emit(_ATTENTION, q, k, v, mask, bias, sinks, scale=scale, softcap=softcap)
+
+
+def _cached_attention(
+    q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any = None, bias: Any = None, sinks: Any = None,
+    scale: float = 1.0, softcap: float = 0.0,
+) -> Any:  # fmt: skip
+    given = (q, k, v, past_k, past_v, mask, bias, sinks)
+    return _emit(_CACHED_ATTENTION, *given, scale=scale, softcap=softcap)
 
 
 def _mask(padding: Any, batch: Any, queries: Any, keys: Any, window: int = 0, causal: bool = False) -> Any:
@@ -88,6 +111,18 @@ def _mask(padding: Any, batch: Any, queries: Any, keys: Any, window: int = 0, ca
 
 def _rotary(x: Any, cos: Any, sin: Any) -> Any:
     return _emit(_ROTARY, x, cos, sin)
+
+
+def _rms_norm(x: Any, weight: Any, epsilon: float, offset: float) -> Any:
+    return _emit(_RMS_NORM, x, weight, epsilon=epsilon, offset=offset)
+
+
+def _expert_matmul(x: Any, weight: Any, experts: Any, transposed: bool) -> Any:
+    return _emit(_EXPERT_MATMUL, x, weight, experts, transposed=int(transposed))
+
+
+def _last_rows(x: Any, count: Any) -> Any:
+    return _emit(_LAST_ROWS, x, count)
 
 
 def _gelu(x: Any, approximate: str = "none") -> Any:
@@ -202,6 +237,10 @@ def _reshape_as(x: Any, other: Any) -> Any:
     return _standard("Reshape", x, _standard("Shape", other))
 
 
+def _reversed(x: Any) -> Any:
+    return _standard("Transpose", x, perm=list(range(len(x.shape)))[::-1])
+
+
 def _axis_length(x: Any, dim: int) -> int:
     length = x.shape[dim] if x.shape is not None else None
     if not isinstance(length, int):
@@ -211,8 +250,12 @@ def _axis_length(x: Any, dim: int) -> int:
 
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     OPS.attention.default: _attention,
+    OPS.cached_attention.default: _cached_attention,
     OPS.mask.default: _mask,
     OPS.rotary.default: _rotary,
+    OPS.rms_norm.default: _rms_norm,
+    OPS.expert_matmul.default: _expert_matmul,
+    OPS.last_rows.default: _last_rows,
     torch.ops.aten.gelu.default: _gelu,
     torch.ops.aten.split.Tensor: _split_by_size,
     torch.ops.aten.split_with_sizes.default: _split_with_sizes,
@@ -223,6 +266,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.conv3d.default: _convolution,
     torch.ops.aten.conv2d.padding: _conv2d_named_padding,
     torch.ops.aten.reshape_as.default: _reshape_as,
+    torch.ops.aten.numpy_T.default: _reversed,
     torch.ops.aten.batch_norm.default: _batch_norm,
     torch.ops.aten._weight_norm.default: _weight_norm,
 }

@@ -5,37 +5,39 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxkit.artifact import Invocation, Manifest, Verification, check_target, normalize_task, publish, seal
-from onnxkit.errors import EnvironmentProblem, GateFailed, InputError, OnnxkitError, ResourceError, UsageError
+from onnxkit.artifact import Invocation, Manifest, check_target, normalize_task, publish, seal
+from onnxkit.artifact.genai import check_genai_task
+from onnxkit.errors import EnvironmentProblem, GateFailed, InputError, UsageError
+from onnxkit.export.attempts import SHARED_DATA, Attempts, each_once
 from onnxkit.export.checkpoint import Access, Checkpoint, open_checkpoint, quiet_hub
 from onnxkit.export.phases import Phases
 from onnxkit.export.quiet import no_compiler_cache, quiet_libraries
 from onnxkit.export.report import (
+    CHECKPOINT,
     CheckedOutput,
+    ExportedGraph,
     ExportOptions,
     ExportReport,
-    LevelName,
+    GenerationCheck,
     LevelTrial,
     OutputFile,
 )
-from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
 from onnxkit.runtime import opset_ceiling
-from onnxkit.safety import printable
 
 if TYPE_CHECKING:
+    from onnxkit.export.checking import Checker
     from onnxkit.export.levels import Candidate, Workshop
+    from onnxkit.export.parts import Part
     from onnxkit.export.plan import Plan
     from onnxkit.export.reference import Check
 
-MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.npz"
 MIN_OPSET = 18
-_REASON = 300
 
 
 def export_model(
@@ -87,6 +89,8 @@ def _check_options(options: ExportOptions) -> None:
         raise UsageError(f"no exporter {options.exporter!r}: auto, trace or native")
     if options.dtype not in ("fp32", "fp16", "bf16"):
         raise UsageError(f"no dtype {options.dtype!r}: fp32, fp16 or bf16")
+    if options.layout not in ("onnxkit", "optimum"):
+        raise UsageError(f"no layout {options.layout!r}: onnxkit or optimum")
     if options.opset < MIN_OPSET:
         raise UsageError(f"opset {options.opset}: exports start at opset {MIN_OPSET}")
     ceiling = opset_ceiling()
@@ -104,6 +108,7 @@ def _access(options: ExportOptions) -> Access:
         offline=options.offline,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
+        adapter=options.adapter,
     )
 
 
@@ -125,35 +130,44 @@ def _import_libraries() -> None:
         gc.enable()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """What the check found; nothing where there was none."""
+
+    check: Check | None = None
+    greedy: GenerationCheck | None = None
+    checked: str = CHECKPOINT
+
+
 @dataclass(kw_only=True)
 class _Job:
-    """One export: what is known so far."""
+    """One export."""
 
     checkpoint: Checkpoint
     out: Path
     options: ExportOptions
     progress: Progress
     phases: Phases
-    trials: list[LevelTrial] = field(default_factory=list)
-    check: Check | None = None
-    refused: bool = False
 
     def run(self, invocation: Invocation) -> ExportReport:
+        from onnxkit.export.checking import Checker
         from onnxkit.export.companions import write_companions
-        from onnxkit.export.levels import LEVELS
 
         shop = self._workshop()
         plan, options = shop.plan, self.options
+        check_genai_task(plan.task, wanted=options.genai_config)
         self.progress.note(f"task {plan.task}, {options.dtype}, opset {options.opset}")
         weight = sum(file.stat().st_size for file in self.checkpoint.weight_files)
         with publish(self.out, overwrite=options.overwrite, need_bytes=weight) as staging:
             with self.phases("write"):
-                text = any(given.name == "input_ids" for given in plan.signature.inputs)
-                write_companions(self.checkpoint, staging, task=plan.task, text=text, progress=self.progress)
-            candidate = self._first_that_holds(shop, LEVELS[options.exporter], staging)
+                write_companions(plan, staging, progress=self.progress)
+            with Checker(shop, staging, options, self.progress) as checker:
+                attempts = Attempts(shop, staging, checker, verify=options.verify, phases=self.phases)
+                candidates = self._first_that_hold(attempts, plan)
+                result = self._verified(attempts, checker, plan, staging)
             with self.phases("write"):
-                manifest = self._seal(staging, plan, candidate, invocation)
-            return self._report(shop, candidate, manifest)
+                manifest = self._seal(staging, plan, attempts, result.check, invocation)
+            return self._report(plan, attempts, result, candidates, manifest)
 
     def _workshop(self) -> Workshop:
         from functools import partial
@@ -164,164 +178,142 @@ class _Job:
 
         with self.phases("load"):
             build = partial(empty_model, dtype=TORCH_DTYPES["fp32"])
-            plan = make_plan(self.checkpoint, self.options.task, build)
+            dtype = TORCH_DTYPES[self.options.dtype]
+            optimum = self.options.layout == "optimum"
+            plan = make_plan(self.checkpoint, self.options.task, build, dtype=dtype, optimum=optimum)
         return Workshop(plan, dtype=self.options.dtype, opset=self.options.opset, phases=self.phases)
 
-    def _first_that_holds(self, shop: Workshop, levels: Sequence[LevelName], staging: Path) -> Candidate:
-        for level in levels:
-            if self.refused and level == "L2":
-                continue  # decompositions bring no hook to a model that computes its attention by hand
-            candidate = self._attempt(shop, level, staging)
-            if candidate is not None:
-                return candidate
-        said = _each_once(self.trials)
-        if self.check is not None:
-            worst = self.check.worst
-            raise GateFailed(
-                f"{self.checkpoint.source} is not exported: ONNX Runtime and PyTorch differ, worst in "
-                f"output {worst.output} of case {worst.case!r} by {worst.agreement.relative:.1e} of its "
-                f"scale ({said})",
-                self._report(shop, None, None),
-            )
-        kind = type(shop.plan.config).__name__.removesuffix("Config")
-        raise InputError(f"{self.checkpoint.source} ({kind}) cannot be exported: {said}")
+    def _first_that_hold(self, attempts: Attempts, plan: Plan) -> list[Candidate]:
+        from onnxkit.export.levels import LEVELS
 
-    def _attempt(self, shop: Workshop, level: LevelName, staging: Path) -> Candidate | None:
-        """The level's graph, written to `staging` and checked, or None."""
-        from onnxkit.export.levels import LevelRefused
+        candidates: list[Candidate] = []
+        for part in plan.parts:
+            candidate = attempts.make(part, LEVELS[self.options.exporter])
+            if candidate is None:
+                raise self._refusal(attempts, plan, part, candidates)
+            candidates.append(candidate)
+        return candidates
 
-        candidate = None
-        try:
-            candidate = shop.make(level)
-            with self.phases("write"):
-                write_graph(candidate, staging)
-            reason = self._judge(shop, candidate, staging)
-        except OnnxkitError as error:
-            # Before there is a graph the checkpoint is at fault, afterwards (ONNX Runtime refuses) the level.
-            if candidate is None or isinstance(error, ResourceError):
-                raise
-            self._give_up(level, error)
-            return None
-        except Exception as error:  # torch and its kin raise all kinds: the next level decides
-            self.refused |= isinstance(error, LevelRefused)
-            self._give_up(level, error)
-            return None
-        accepted = self.check is None or self.check.verification.passed
-        self.trials.append(
-            LevelTrial(
-                level=level, accepted=accepted, reason=reason, attentions=candidate.attentions,
-                attention_calls=candidate.attention_calls,
-            )
-        )  # fmt: skip
-        return candidate if accepted else None
+    def _refusal(
+        self, attempts: Attempts, plan: Plan, part: Part, candidates: list[Candidate]
+    ) -> GateFailed | InputError:
+        """Why nothing is published: the last graph differs from PyTorch, or none could be made."""
+        said = each_once([trial for trial in attempts.trials if trial.part == part.name])
+        which = f" ({part.name})" if len(plan.parts) > 1 else ""
+        check = attempts.checks.get(part.name)
+        if check is None:
+            kind = type(plan.config).__name__.removesuffix("Config")
+            return InputError(f"{self.checkpoint.source} ({kind}) cannot be exported{which}: {said}")
+        return self._difference(plan, attempts, _Result(check=check), f"{which} ({said})")
 
-    def _give_up(self, level: LevelName, error: Exception) -> None:
-        self.trials.append(LevelTrial(level=level, accepted=False, reason=_first_line(error)))
-
-    def _judge(self, shop: Workshop, candidate: Candidate, staging: Path) -> str:
-        """Check the written graph, and say how it went; `self.check` holds the figures."""
-        count = candidate.attentions
-        hooks = (
-            f"{count} attention operators, as many as calls"
-            if count is not None
-            else "transformers' exporter"
+    def _difference(self, plan: Plan, attempts: Attempts, result: _Result, said: str) -> GateFailed:
+        assert result.check is not None
+        worst = result.check.worst
+        return GateFailed(
+            f"{self.checkpoint.source} is not exported: ONNX Runtime and PyTorch differ, worst in "
+            f"output {worst.output} of case {worst.case!r} by {worst.agreement.relative:.1e} of its "
+            f"scale{said}",
+            self._report(plan, attempts, result, [], None),
         )
+
+    def _verified(self, attempts: Attempts, checker: Checker, plan: Plan, staging: Path) -> _Result:
+        """The comparisons of all graphs as one, and of all together; their reference data are written."""
         if not self.options.verify:
-            with self.phases("verify"):
-                open_for_check(staging / MODEL_FILE, widen=self.options.dtype == "bf16")
             self.progress.warn("not verified: the export was not compared with PyTorch (--no-verify)")
-            return f"{hooks}; not verified"
+            return _Result()
+        from onnxkit.export.reference import joined, write_reference
+
         with self.phases("verify"):
-            self.check = self._compare(shop, candidate, staging)
-        result = self.check.verification
-        word = "within" if result.passed else "not within"
-        return (
-            f"{hooks}; worst difference {result.worst:.1e} ({result.output}), {word} {result.tolerance:.0e}"
-        )
-
-    def _compare(self, shop: Workshop, candidate: Candidate, staging: Path) -> Check:
-        from onnxkit.export.reference import (
-            TorchReference,
-            cases_for,
-            check,
-            tolerance_of,
-            write_reference,
-        )
-
-        session = open_for_check(staging / MODEL_FILE, widen=self.options.dtype == "bf16")
-        reference = TorchReference(shop.plan, shop.loaded.model)
-        cases = cases_for(staging, seed=self.options.seed)
-        tolerance = tolerance_of(self.options.dtype)
-        result = check(reference, session, cases, tolerance=tolerance, progress=self.progress)
-        if result.verification.passed:
-            write_reference(staging / REFERENCE_FILE, result)
+            check, greedy = checker.together(joined(attempts.checks))
+            result = _Result(check=check, greedy=greedy, checked=checker.subject)
+            if not check.verification.passed:
+                raise self._difference(plan, attempts, result, "")
+            if checker.subject == CHECKPOINT:
+                write_reference(staging / REFERENCE_FILE, check)
         return result
 
-    def _seal(self, staging: Path, plan: Plan, candidate: Candidate, invocation: Invocation) -> Manifest:
+    def _seal(
+        self, staging: Path, plan: Plan, attempts: Attempts, check: Check | None, invocation: Invocation
+    ) -> Manifest:
         from onnxkit.export.interchange import write_export_json
         from onnxkit.export.levels import TORCH_DTYPES
 
-        write_export_json(staging, plan, graph_file=MODEL_FILE, dtype=TORCH_DTYPES[self.options.dtype])
+        if not plan.generates:
+            write_export_json(staging, plan, plan.parts[0], dtype=TORCH_DTYPES[self.options.dtype])
         return seal(
             staging,
             task=plan.task,
-            components={"model": MODEL_FILE},
+            components={part.name: part.file for part in plan.parts},
             invocation=invocation,
             parent=None,
-            verified=self.check.verification if self.check is not None else None,
-            measured={"level": candidate.level, "trials": self.trials, "seconds": self.phases.seconds},
+            verified=check.verification if check is not None else None,
+            measured={
+                "level": _taken(attempts.trials).level, "trials": attempts.trials,
+                "seconds": self.phases.seconds,
+            },
             input_digest=self.checkpoint.digest(),
-        )
+            genai_config=self.options.genai_config,
+        )  # fmt: skip
 
-    def _report(self, shop: Workshop, candidate: Candidate | None, manifest: Manifest | None) -> ExportReport:
-        component = manifest.components["model"] if manifest is not None else None
+    def _report(
+        self,
+        plan: Plan,
+        attempts: Attempts,
+        result: _Result,
+        candidates: Sequence[Candidate],
+        manifest: Manifest | None,
+    ) -> ExportReport:
         files = sorted(manifest.files.items()) if manifest is not None else []
-        sizes = [entry.size_bytes for name, entry in files if name.startswith(MODEL_FILE)]
+        weights = (*(part.file for part in plan.parts), *(f"{part.file}.data" for part in plan.parts))
+        sizes = [entry.size_bytes for name, entry in files if name in (*weights, SHARED_DATA)]
+        trial = _taken(attempts.trials) if candidates else attempts.trials[-1]
         return ExportReport(
             source=self.checkpoint.source,
             commit=self.checkpoint.commit,
             out=str(self.out),
-            task=shop.plan.task,
-            model_class=shop.plan.model_class,
+            task=plan.task,
+            model_class=plan.model_class,
             dtype=self.options.dtype,
             opset=self.options.opset,
-            level=candidate.level if candidate is not None else None,
-            level_reason=self.trials[-1].reason,
-            trials=tuple(self.trials),
-            inputs=component.inputs if component is not None else (),
-            outputs=component.outputs if component is not None else (),
-            regions=candidate.regions if candidate is not None else {},
-            nodes=len(candidate.model.graph) if candidate is not None else 0,
-            parameters=_parameters(candidate) if candidate is not None else 0,
+            level=trial.level if candidates else None,
+            level_reason=trial.reason,
+            trials=tuple(attempts.trials),
+            graphs=tuple(_graph(each, manifest) for each in candidates) if manifest is not None else (),
             files=tuple(OutputFile(name=name, size_bytes=entry.size_bytes) for name, entry in files),
             size_bytes=sum(sizes),
             seconds={name: round(value, 3) for name, value in self.phases.seconds.items()},
             total_s=round(self.phases.total(without="verify"), 3),
-            verification=self._verification(),
-            checks=_rows(self.check),
+            verification=result.check.verification if result.check is not None else None,
+            checks=_rows(result.check),
+            checked=result.checked,
+            generation=result.greedy,
         )
 
-    def _verification(self) -> Verification | None:
-        return self.check.verification if self.check is not None else None
+
+def _taken(trials: Sequence[LevelTrial]) -> LevelTrial:
+    """Of the levels that were taken, one for each graph, the highest."""
+    return max((trial for trial in trials if trial.accepted), key=lambda trial: trial.level)
 
 
-def write_graph(candidate: Candidate, staging: Path) -> None:
-    """Write the graph (and, over 100 MB, its weights beside it), in place of an earlier candidate's."""
-    from onnxkit.graph.files import save_model
-
-    for old in staging.glob(f"{MODEL_FILE}*"):
-        old.unlink()
-    save_model(candidate.model, staging / MODEL_FILE)
-
-
-def _parameters(candidate: Candidate) -> int:
+def _graph(candidate: Candidate, manifest: Manifest) -> ExportedGraph:
+    component = manifest.components[candidate.part.name]
     tensors: list[Any] = [value.const_value for value in candidate.model.graph.initializers.values()]
-    return sum(int(tensor.size) for tensor in tensors if tensor is not None)
+    return ExportedGraph(
+        part=candidate.part.name,
+        file=component.file,
+        level=candidate.level,
+        inputs=component.inputs,
+        outputs=component.outputs,
+        regions=candidate.regions,
+        nodes=len(candidate.model.graph),
+        parameters=sum(int(tensor.size) for tensor in tensors if tensor is not None),
+    )
 
 
 def _rows(check: Check | None) -> tuple[CheckedOutput, ...]:
     return tuple(
         CheckedOutput(
+            part=each.component,
             case=each.case,
             output=each.output,
             max_abs=each.agreement.max_abs,
@@ -331,22 +323,3 @@ def _rows(check: Check | None) -> tuple[CheckedOutput, ...]:
         )
         for each in (check.cases if check is not None else ())
     )
-
-
-def _each_once(trials: Sequence[LevelTrial]) -> str:
-    """Every reason with the levels that gave it: "L1, L2: no; L3: not either"."""
-    levels: dict[str, list[str]] = {}
-    for trial in trials:
-        levels.setdefault(trial.reason, []).append(trial.level)
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in levels.items())
-
-
-def _first_line(error: BaseException) -> str:
-    """The innermost cause, in one short line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kind = type(error).__name__
-    plain = kind in ("LevelRefused", "HookRefused", "NeedsDecomposition") or isinstance(error, OnnxkitError)
-    said = (lines[0] if plain else f"{kind}: {lines[0]}") if lines else kind
-    return printable(said, limit=_REASON)

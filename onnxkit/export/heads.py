@@ -1,4 +1,4 @@
-"""From a model's output object to the graph's named outputs; sentence embeddings with pooling inside."""
+"""What an encoder's graph computes: the model, then its named outputs; sentence embeddings with pooling."""
 
 from __future__ import annotations
 
@@ -7,22 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from onnxkit.errors import InputError, UnsafeError
+from onnxkit.export.parts import whole
 from onnxkit.safety import Module, read_json
 
-Head = Callable[[Any, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
-"""(model output, graph inputs by name) → outputs by name."""
+Entry = Callable[[PreTrainedModel], PreTrainedModel]
 
 
-class PickOutputs(torch.nn.Module):
+class Head(torch.nn.Module):
+    """Runs the part of a model that `entry` gives and makes the graph's outputs of its output object."""
+
+    def __init__(self, entry: Entry = whole) -> None:
+        super().__init__()
+        self._entry = entry
+
+    def forward(
+        self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """A part's `run`."""
+        return self.outputs(self._entry(model)(**inputs), inputs)
+
+    def outputs(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """(model output, graph inputs by name) → outputs by name."""
+        raise TypeError(f"{type(self).__name__} makes no outputs")
+
+
+class PickOutputs(Head):
     """Hands on the attributes of these names."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, names: Sequence[str], entry: Entry = whole) -> None:
+        super().__init__(entry)
         self._names = tuple(names)
 
-    def forward(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def outputs(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Pick them; InputError when the model does not give one."""
         lacking = [name for name in self._names if getattr(output, name, None) is None]
         if lacking:
@@ -101,7 +120,7 @@ class _Normalize(torch.nn.Module):
         return x / length.clamp(min=1e-12)
 
 
-class SentenceHead(torch.nn.Module):
+class SentenceHead(Head):
     """last_hidden_state → pooling, then the steps (Dense, Normalize, …) → sentence_embedding; in float32."""
 
     def __init__(self, poolings: Sequence[str], steps: Sequence[torch.nn.Module]) -> None:
@@ -109,7 +128,7 @@ class SentenceHead(torch.nn.Module):
         self._poolings = tuple(POOLINGS[name] for name in poolings)
         self.steps = torch.nn.Sequential(*steps)
 
-    def forward(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def outputs(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Both outputs."""
         tokens = output.last_hidden_state.float()
         mask = inputs["attention_mask"]

@@ -1,62 +1,35 @@
-"""What a traced model says at an attention, a mask or a rotation: one torch operator of our own each.
+"""What a traced model says at an attention, a mask, a norm or a rotation: one torch operator of our own each.
 
 Transformers lets attention and mask implementations be registered by name; a model built with
-`attn_implementation=IMPLEMENTATION` then calls ours. The operators have shapes but no values: they
-exist for the trace only. Rotations are plain functions in the modeling files; they are replaced
-while a trace runs, and only where a numeric probe shows that they rotate by halves.
+`attn_implementation=IMPLEMENTATION` then calls ours. What is a plain function or a class in the modeling
+files is replaced while a trace runs (`probes`, `adapters`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import PreTrainedModel, activations, masking_utils
+from transformers import PreTrainedModel, masking_utils
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from onnxkit.export.cache import claim, deferred_updates
+from onnxkit.export.experts import experts_forward
+from onnxkit.export.operators import OPS
+from onnxkit.export.probes import Replacement, norms, rotations, scalars, tanh_gelus
+from onnxkit.export.quirks import marked_zeros, no_bias, overflow_guards, whole_position_bias
 
 IMPLEMENTATION = "onnxkit"
 _FAR = 1 << 20
 """Farther than any window that is not named."""
 
-_library: Any = torch.library.Library("onnxkit", "DEF")  # type: ignore[no-untyped-call]
-_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, float scale) -> Tensor")
-_library.define(
-    "mask(Tensor? padding, SymInt batch, SymInt queries, SymInt keys, int window, bool causal) -> Tensor"
-)
-_library.define("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor")
-OPS = torch.ops.onnxkit
-
 
 class HookRefused(Exception):
     """A call whose meaning the semantic operators cannot express: the trace is given up."""
-
-
-def _attention_shape(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, bias: Any, scale: float
-) -> torch.Tensor:
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
-
-
-def _mask_shape(
-    padding: torch.Tensor | None, batch: Any, queries: Any, keys: Any, window: int, causal: bool
-) -> torch.Tensor:
-    rows = queries if window or causal else 1
-    if padding is None:
-        return torch.empty(1, 1, rows, keys, dtype=torch.bool, device="meta")
-    return torch.empty(batch, 1, rows, keys, dtype=torch.bool, device=padding.device)
-
-
-def _rotary_shape(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
-
-
-for _name, _shape in (("attention", _attention_shape), ("mask", _mask_shape), ("rotary", _rotary_shape)):
-    torch.library.register_fake(f"onnxkit::{_name}")(_shape)
 
 
 def attention(
@@ -68,22 +41,36 @@ def attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention interface: `[B,H,S,D]` in, `[B,S,H,Dv]` out; a mask may be additive, too."""
-    for name in ("softcap", "s_aux", "head_mask"):
-        if other.get(name) is not None:
-            raise HookRefused(f"attention with {name}")
-    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    """Transformers' attention interface: `[B,H,S,D]` in, `[B,S,H,Dv]` out; a mask may be additive, too.
+
+    Keys that come from a `GraphCache` are joined to their past. `s_aux` `[H]` are learned scores of no key
+    (sinks), `softcap` c bounds the scores by c·tanh(score/c).
+    """
+    if other.get("head_mask") is not None:
+        raise HookRefused("attention with head_mask")
+    update = claim(key)
+    past = update.layer.past if update is not None else None
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and causal:
-        rows, keys = query.shape[2], key.shape[2]
+        rows, keys = query.shape[2], key.shape[2] + (past[0].shape[2] if past is not None else 0)
         attention_mask = OPS.mask(None, query.shape[0], rows, keys, 0, True)
-    mask, bias = attention_mask, position_bias
+    mask, bias = attention_mask, None if no_bias(position_bias) else position_bias
     if mask is not None and mask.dtype != torch.bool:
         bias = mask if bias is None else mask + bias
         mask = None
-    return OPS.attention(query, key, value, mask, bias, scale), None
+    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    said = (mask, bias, s_aux, scale, float(softcap or 0.0))
+    if update is None:
+        return OPS.attention(query, key, value, *said), None
+    if update.value is not value:
+        raise HookRefused("values that the model changes between cache and attention")
+    out, *present = OPS.cached_attention(query, key, value, *update.layer.past, *said)
+    update.layer.present = (present[0], present[1])
+    return out, None
 
 
 def mask(
@@ -100,8 +87,21 @@ def mask(
     causal, window = _shape_of(mask_function, int(local_size or 0))
     if attention_mask is None and not causal and not window:
         return None
-    result: torch.Tensor = OPS.mask(attention_mask, batch_size, q_length, kv_length, window, causal)
-    return result
+    return _said_mask((attention_mask, batch_size, q_length, kv_length), window, causal)
+
+
+def _said_mask(sizes: tuple[Any, Any, Any, Any], window: int, causal: bool) -> torch.Tensor:
+    result: Any = OPS.mask(*sizes, window, causal)
+    result.onnxkit_mask = sizes
+    said: torch.Tensor = result
+    return said
+
+
+def narrowed(mask: Any, window: int) -> torch.Tensor:
+    """A causal mask of ours with a window laid over it."""
+    if not hasattr(mask, "onnxkit_mask"):
+        raise HookRefused("a window over a mask of the model's own making")
+    return _said_mask(mask.onnxkit_mask, window, True)
 
 
 def _shape_of(mask_function: Callable[..., Any], local_size: int) -> tuple[bool, int]:
@@ -129,77 +129,35 @@ def _shape_of(mask_function: Callable[..., Any], local_size: int) -> tuple[bool,
         return causal, reach + 1 if causal else reach
 
 
-def _tanh_gelu(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.gelu(x, approximate="tanh")
-
-
-_TANH_GELUS = ("NewGELUActivation", "FastGELUActivation", "GELUTanh", "AccurateGELUActivation")
-
-
-def _rotates_by_halves(function: Callable[..., Any]) -> bool:
-    """Compare with x·cos + rotate_half(x)·sin on random values."""
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, 2, 3, 8, generator=generator)
-    cos, sin = torch.randn(2, 1, 3, 8, generator=generator)
-    try:
-        rotated = function(q, k, cos, sin)
-    except (TypeError, RuntimeError, ValueError, AttributeError):
-        return False
-
-    def expected(x: torch.Tensor) -> torch.Tensor:
-        half = torch.cat((-x[..., 4:], x[..., :4]), dim=-1)
-        right: torch.Tensor = x * cos[:, None] + half * sin[:, None]
-        return right
-
-    if not isinstance(rotated, tuple) or len(rotated) != 2:
-        return False
-    return all(
-        isinstance(r, torch.Tensor) and r.shape == x.shape and torch.allclose(r, expected(x), atol=1e-5)
-        for r, x in zip(rotated, (q, k), strict=True)
-    )
-
-
-def _hooked_rotation(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def rotate(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *a: Any, **kw: Any
-    ) -> Any:
-        plain = not a and kw.get("unsqueeze_dim", 1) == 1 and cos.ndim == 3 and cos.shape[-1] == q.shape[-1]
-        if not plain:
-            return original(q, k, cos, sin, *a, **kw)
-        return OPS.rotary(q, cos, sin), OPS.rotary(k, cos, sin)
-
-    return rotate
-
-
-def _rotations(model: PreTrainedModel) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
-    for name in sorted({type(module).__module__ for module in model.modules()}):
-        source = sys.modules.get(name)
-        function = getattr(source, "apply_rotary_pos_emb", None)
-        if function is not None and _rotates_by_halves(function):
-            yield source, "apply_rotary_pos_emb", _hooked_rotation(function)
-
-
-def _replacements(model: PreTrainedModel) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+def _replacements(model: PreTrainedModel) -> Iterator[Replacement]:
     from onnxkit.export.adapters import adapted_attention
+    from onnxkit.export.ropes import scaled_ropes
 
-    for name in _TANH_GELUS:
-        if hasattr(activations, name):
-            yield getattr(activations, name), "forward", _tanh_gelu
-    yield from _rotations(model)
-    yield from adapted_attention(model)
+    yield from scalars()
+    yield from tanh_gelus()
+    yield from rotations(model)
+    yield from norms(model)
+    yield from scaled_ropes(model)
+    yield from whole_position_bias(model)
+    yield from overflow_guards()
+    yield from marked_zeros()
+    if model.config._attn_implementation == IMPLEMENTATION:
+        yield from adapted_attention(model)
 
 
 def register() -> None:
     """Make `IMPLEMENTATION` known to transformers."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention)
     masking_utils.ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, mask)
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
 
 
 @contextlib.contextmanager
 def hooked(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, `model` (built with `IMPLEMENTATION`) speaks in semantic operators."""
+    """Within the block `model` speaks in semantic operators (of attention if it has `IMPLEMENTATION`)."""
     with contextlib.ExitStack() as undo:
+        if model.config._attn_implementation == IMPLEMENTATION:
+            undo.enter_context(deferred_updates())
         for owner, name, replacement in list(_replacements(model)):
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, replacement)

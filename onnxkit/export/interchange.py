@@ -13,6 +13,7 @@ from transformers import modeling_outputs
 from transformers.exporters.base import EXPORT_MANIFEST_FILE, EXPORT_SCHEMA_VERSION
 from transformers.exporters.metadata import ExportMetadata
 
+from onnxkit.export.parts import Part
 from onnxkit.export.plan import Plan
 
 _OUTPUT_CLASSES: Mapping[str, str] = {
@@ -27,22 +28,22 @@ _OUTPUT_CLASSES: Mapping[str, str] = {
 """Task → the class that the loader returns; a task without one gets a plain dict."""
 
 
-def write_export_json(staging: Path, plan: Plan, *, graph_file: str, dtype: torch.dtype) -> None:
-    """Write the manifest of transformers' exporters for one graph.
+def write_export_json(staging: Path, plan: Plan, part: Part, *, dtype: torch.dtype) -> None:
+    """Write the manifest of transformers' exporters for a model of one graph.
 
     Its loader insists on a weights file beside the graph: an empty one is made where weights lie inside.
 
     Args:
         staging: the directory that holds the graph.
-        graph_file: name of the graph's file.
         dtype: of the weights.
     """
+    graph_file = part.file
     metadata = ExportMetadata(
         architecture=plan.model_class,
         export_dtype=_name(dtype),
         export_device="cpu",
-        kwargs={name: _described(value) for name, value in plan.signature.sample().items()},
-        out_spec=_output_spec(plan.task, plan.signature.outputs),
+        kwargs={name: _described(value) for name, value in part.signature.sample().items()},
+        out_spec=_output_spec(plan.task, part.signature.outputs),
     )
     manifest = {
         "schema_version": EXPORT_SCHEMA_VERSION,

@@ -10,6 +10,7 @@ import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from onnxkit.errors import InputError
 from onnxkit.export.native import export_native
+from onnxkit.export.parts import Part
 from onnxkit.export.phases import Phases
 from onnxkit.export.plan import Plan
 from onnxkit.export.reference import LoadedModel, load_reference_model
@@ -26,6 +28,7 @@ from onnxkit.export.report import LevelName
 from onnxkit.export.trace import PREFIX, empty_model, trace
 from onnxkit.export.trace import LevelRefused as LevelRefused
 from onnxkit.export.weights import (
+    DerivedWeights,
     LoadedWeights,
     StreamedWeights,
     Weights,
@@ -34,9 +37,10 @@ from onnxkit.export.weights import (
     tied_names,
 )
 from onnxkit.graph import portable, regions
-from onnxkit.graph.files import set_opset
+from onnxkit.graph.files import save_model, set_opset
 from onnxkit.graph.names import name_by_module
 from onnxkit.graph.passes import clean_up
+from onnxkit.graph.shared_data import SharedData
 
 LEVELS: Mapping[str, tuple[LevelName, ...]] = {
     "auto": ("L1", "L2", "L3"),
@@ -60,13 +64,14 @@ _NAMED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A graph, ready to be written and checked.
+    """A graph for one part, ready to be written and checked.
 
     Attributes:
         attentions, attention_calls: see `LevelTrial`; None for L3.
         regions: number of semantic regions by operator.
     """
 
+    part: Part
     level: LevelName
     model: ir.Model
     regions: Mapping[str, int]
@@ -86,30 +91,40 @@ class Workshop:
         """The checkpoint in PyTorch, loaded when it is first needed."""
         return load_reference_model(self.plan)
 
-    def make(self, level: LevelName) -> Candidate:
-        """One level's graph.
+    def with_plan(self, plan: Plan) -> Workshop:
+        """A workshop for another plan of the same export."""
+        dtype = next(name for name, dtype in TORCH_DTYPES.items() if dtype == self._dtype)
+        return Workshop(plan, dtype=dtype, opset=self._opset, phases=self.phases)
+
+    def empty(self) -> PreTrainedModel:
+        """The model without weights."""
+        return empty_model(self.plan.build, self.plan.config, dtype=self._dtype)
+
+    def make(self, part: Part, level: LevelName) -> Candidate:
+        """One level's graph of one part.
 
         Raises:
             InputError: the checkpoint lacks weights that the graph needs.
             Exception: the level does not work for this model.
         """
-        return self._native() if level == "L3" else self._traced(level)
+        return self._native(part) if level == "L3" else self._traced(part, level)
 
-    def _traced(self, level: LevelName) -> Candidate:
+    def _traced(self, part: Part, level: LevelName) -> Candidate:
         with self.phases("load"):
-            model = empty_model(self.plan.build, self.plan.config, dtype=self._dtype)
+            model = self.empty()
             ties = tied_names(model)
-        traced = trace(self.plan, model, dtype=self._dtype, decompose=level == "L2", phases=self.phases)
+        traced = trace(part, model, dtype=self._dtype, decompose=level == "L2", phases=self.phases)
         with self.phases("convert"):
-            self._attach(traced.model, model, traced.buffers, ties)
+            self._attach(part, traced.model, model, traced.buffers, ties)
             counts = finish(traced.model, opset=self._opset, prefix=PREFIX)
         return Candidate(
-            level=level, model=traced.model, regions=counts, attentions=traced.attentions,
+            part=part, level=level, model=traced.model, regions=counts, attentions=traced.attentions,
             attention_calls=traced.attention_calls,
         )  # fmt: skip
 
     def _attach(
         self,
+        part: Part,
         graph: ir.Model,
         model: PreTrainedModel,
         buffers: Mapping[str, torch.Tensor],
@@ -120,8 +135,8 @@ class Workshop:
             missing = attach(graph.graph, weights, buffers=buffers, ties=ties, prefix=PREFIX)
         except WrongShape as error:
             raise InputError(f"{self.plan.checkpoint.source}: weights and config differ: {error}") from error
-        if isinstance(self.plan.head, torch.nn.Module):
-            head = LoadedWeights(self.plan.head)
+        if isinstance(part.run, torch.nn.Module):
+            head = LoadedWeights(part.run)
             attach(graph.graph, head, buffers={}, ties={}, prefix=_HEAD_PREFIX, keep_prefix=True)
         if missing:
             raise InputError(missing_weights(self.plan, missing))
@@ -130,22 +145,34 @@ class Workshop:
         files = self.plan.checkpoint.weight_files
         streamed = StreamedWeights(files, model) if files else None
         if streamed is not None and streamed.complete:
-            return streamed
+            return DerivedWeights(streamed, model)
         return LoadedWeights(self.loaded.model, self.loaded.missing)
 
-    def _native(self) -> Candidate:
+    def _native(self, part: Part) -> Candidate:
         with self.phases("load"):
             model = self.loaded.model
             if self._dtype != torch.float32:
                 model = copy.deepcopy(model)
-        exported = export_native(self.plan, model, dtype=self._dtype, phases=self.phases)
+        exported = export_native(part, model, dtype=self._dtype, phases=self.phases)
         with self.phases("convert"):
             used = {name for name, value in exported.graph.initializers.items() if value.uses()}
             missing = [name for name in self.loaded.missing if name in used]
             if missing:
                 raise InputError(missing_weights(self.plan, missing))
             counts = finish(exported, opset=self._opset, prefix="")
-        return Candidate(level="L3", model=exported, regions=counts, attentions=None, attention_calls=None)
+        return Candidate(
+            part=part, level="L3", model=exported, regions=counts, attentions=None, attention_calls=None
+        )
+
+
+def write_graph(candidate: Candidate, directory: Path, shared: SharedData | None) -> None:
+    """Write a part's graph in place of an earlier candidate's; its weights go to `shared` or, over 100 MB,
+    beside it."""
+    file = directory / candidate.part.file
+    for old in (file, directory / f"{file.name}.data"):
+        if shared is None or old != shared.path:
+            old.unlink(missing_ok=True)
+    save_model(candidate.model, file, shared=shared)
 
 
 def missing_weights(plan: Plan, names: Sequence[str]) -> str:
@@ -166,7 +193,7 @@ def finish(model: ir.Model, *, opset: int, prefix: str) -> dict[str, int]:
     if model.functions:  # torchlib leaves some operators as functions
         common.InlinePass()(model)
     clean_up(model)
-    found = portable.lower(model, prefix=prefix)
+    found = portable.lower(model, prefix=prefix, opset=opset)
     common.RemoveUnusedNodesPass()(model)
     set_opset(model, 18)
     if opset > 18:

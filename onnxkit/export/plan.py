@@ -1,4 +1,4 @@
-"""What will be exported: the task, the model class that serves it, the graph's inputs and outputs."""
+"""What will be exported: the task, the model class that serves it, and the graphs that it becomes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from onnxkit.artifact import normalize_task, task_of_architecture
 from onnxkit.errors import InputError, UsageError
+from onnxkit.export.adapter import merge_adapter
 from onnxkit.export.checkpoint import Checkpoint
 from onnxkit.export.heads import Head, PickOutputs, sentence_head
 from onnxkit.export.hooks import hooked, moved
+from onnxkit.export.parts import Part, encoder_of, whole
 from onnxkit.export.signature import GraphInput, Signature, graph_inputs
+
+GENERATING = (
+    "text-generation", "text2text-generation", "translation", "summarization", "automatic-speech-recognition",
+)  # fmt: skip
+"""Tasks whose models have a decoder with a cache; speech models with a CTC head have none."""
 
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "feature-extraction": ("last_hidden_state",),
@@ -27,8 +34,9 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "fill-mask": ("logits",),
     "image-classification": ("logits",),
     "image-feature-extraction": ("last_hidden_state", "pooler_output"),
+    **dict.fromkeys(GENERATING, ("logits",)),
 }
-"""Task → the graph's outputs. `pooler_output` is left out where the model has none."""
+"""Task → the graph's outputs. `pooler_output` is left out where the model has none; a cache is added."""
 
 _POOLER = (".pooler.", ".head.")
 """Where the weights behind a vision model's `pooler_output` stand."""
@@ -40,7 +48,7 @@ class Plan:
 
     Attributes:
         build, load: make the model from a config (no weights) or from the checkpoint's directory.
-        entry: the part of the model that is exported: itself, or an encoder-decoder's encoder.
+        parts: the graphs, in the order in which they are made and checked.
     """
 
     task: str
@@ -49,9 +57,12 @@ class Plan:
     config: PretrainedConfig
     build: Callable[..., PreTrainedModel]
     load: Callable[..., PreTrainedModel]
-    entry: Callable[[PreTrainedModel], PreTrainedModel]
-    head: Head
-    signature: Signature
+    parts: tuple[Part, ...]
+
+    @property
+    def generates(self) -> bool:
+        """Whether one of the graphs has a cache."""
+        return self.parts[-1].signature.cached
 
 
 def choose_task(checkpoint: Checkpoint, asked: str) -> str:
@@ -77,8 +88,20 @@ def choose_task(checkpoint: Checkpoint, asked: str) -> str:
     raise InputError(f"{checkpoint.source} {said}: say with --task what to export: {', '.join(OUTPUTS)}")
 
 
-def make_plan(checkpoint: Checkpoint, asked: str, build_empty: Callable[..., PreTrainedModel]) -> Plan:
-    """Plan an export. `build_empty(build, config)` makes the model without weights, to ask it for its inputs.
+def make_plan(
+    checkpoint: Checkpoint,
+    asked: str,
+    build_empty: Callable[..., PreTrainedModel],
+    *,
+    dtype: torch.dtype = torch.float32,
+    optimum: bool = False,
+) -> Plan:
+    """Plan an export.
+
+    Args:
+        build_empty: `build_empty(build, config)` makes the model without weights, to ask it for its inputs.
+        dtype: what the graphs will compute in; a cache has this type.
+        optimum: write an encoder-decoder as optimum's three graphs.
 
     Raises:
         UsageError, InputError: as `choose_task`; a model that the task does not fit.
@@ -94,29 +117,51 @@ def make_plan(checkpoint: Checkpoint, asked: str, build_empty: Callable[..., Pre
         raise InputError(
             f"{checkpoint.source} cannot be built as {cls.__name__} for {task}: {reason}"
         ) from error
-    entry = _encoder if config.is_encoder_decoder and task == "feature-extraction" else _itself
+    task, parts = plan_parts(task, model, checkpoint, dtype, optimum=optimum)
+    return Plan(
+        task=task, checkpoint=checkpoint, model_class=type(model).__name__, config=config, build=build,
+        load=load, parts=parts,
+    )  # fmt: skip
+
+
+def plan_parts(
+    task: str, model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, *, optimum: bool
+) -> tuple[str, tuple[Part, ...]]:
+    """The graphs of a model without weights, and the task (the features of images have a name of their own).
+
+    Raises:
+        InputError: a model that cannot serve the task in this way.
+        UsageError: optimum's layout for what is no encoder-decoder.
+    """
+    if task in GENERATING and model.config.is_encoder_decoder:
+        from onnxkit.export.encoder_decoder import encoder_decoder_parts
+
+        return task, encoder_decoder_parts(model, checkpoint.processor, dtype, optimum=optimum)
+    if optimum:
+        raise UsageError(
+            f"--layout optimum splits encoder-decoders that generate; the one graph of a "
+            f"{type(model).__name__} for {task} is what optimum expects"
+        )
+    if task == "text-generation":
+        from onnxkit.export.decoder import decoder_part
+
+        return task, (decoder_part(model, dtype),)
+    return _encoder_part(task, model, checkpoint)
+
+
+def _encoder_part(task: str, model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[str, tuple[Part, ...]]:
+    entry = encoder_of if model.config.is_encoder_decoder and task == "feature-extraction" else whole
     inputs = graph_inputs(entry(model), checkpoint.processor)
     if task == "feature-extraction" and inputs[0].name == "pixel_values":
         task = "image-feature-extraction"
     outputs = _outputs(task, model, checkpoint, inputs)
-    head: Head = PickOutputs(outputs)
+    head: Head = PickOutputs(outputs, entry)
     if task == "sentence-similarity":
         pickles = checkpoint.access.allow_pickle
         head = sentence_head(checkpoint.path, checkpoint.modules, allow_pickle=pickles)
     signature = Signature(inputs=inputs, outputs=outputs)
-    return Plan(
-        task=task, checkpoint=checkpoint, model_class=type(model).__name__, config=config, build=build,
-        load=load, entry=entry, head=head, signature=signature,
-    )  # fmt: skip
-
-
-def _itself(model: PreTrainedModel) -> PreTrainedModel:
-    return model
-
-
-def _encoder(model: PreTrainedModel) -> PreTrainedModel:
-    encoder: PreTrainedModel = model.get_encoder()
-    return encoder
+    part = Part(name="model", file="model.onnx", signature=signature, run=head, entry=entry)
+    return task, (part,)
 
 
 def _model_class(
@@ -135,9 +180,12 @@ def _model_class(
                 f"{checkpoint.source} is a {stem}Model: onnxkit exports one tower of CLIP and its kin"
             )
         return tower, copy.deepcopy(getattr(config, f"{part.lower()}_config"))
-    cls: type = TasksManager.get_model_class_for_task(
-        task, framework="pt", model_type=config.model_type, library="transformers"
-    )
+    try:
+        cls: type = TasksManager.get_model_class_for_task(
+            task, framework="pt", model_type=config.model_type, library="transformers"
+        )
+    except (ValueError, KeyError) as error:  # of the two classes for speech, neither takes this config
+        raise InputError(f"transformers has no {config.model_type} model for the task {task}") from error
     known = (
         type(config) in getattr(cls, "_model_mapping", {type(config)}) or checkpoint.access.trust_remote_code
     )
@@ -162,7 +210,13 @@ def _factories(cls: Any, checkpoint: Checkpoint) -> tuple[Callable[..., Any], Ca
         return build(config, **remote, **other)
 
     def load(**other: Any) -> Any:
-        return cls.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments(), **other)
+        loaded = cls.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments(), **other)
+        adapter = checkpoint.access.adapter
+        if adapter is None:
+            return loaded
+        if isinstance(loaded, tuple):  # with what was missing
+            return merge_adapter(loaded[0], adapter), *loaded[1:]
+        return merge_adapter(loaded, adapter)
 
     return build_from_config, load
 
@@ -196,4 +250,4 @@ def missing_parameters(model: PreTrainedModel, checkpoint: Checkpoint, names: li
     return [name for name in names if weights.tensor([name]) is None]
 
 
-__all__ = ["OUTPUTS", "Plan", "choose_task", "make_plan", "missing_parameters"]
+__all__ = ["GENERATING", "OUTPUTS", "Plan", "choose_task", "make_plan", "missing_parameters"]

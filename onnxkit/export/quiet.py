@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging as python_logging
 import os
 import tempfile
@@ -16,15 +17,19 @@ _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._subclasses", "onnx
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within the block next to nothing is logged: a level's error, the export says itself."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     transformers_logging: Any = logging  # not annotated
 
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
+    gguf: Any = modeling_gguf_pytorch_utils
+    bar = gguf.tqdm  # not transformers' own
     levels = {name: python_logging.getLogger(name).level for name in _LOGGERS}
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    gguf.tqdm = functools.partial(bar, disable=True)
     for name in _LOGGERS:
         python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
     try:
@@ -32,6 +37,7 @@ def quiet_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        gguf.tqdm = bar
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 from onnxkit.errors import InputError
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
-_SAMPLE_SIZES = {BATCH: 2, SEQUENCE: 7, "num_samples": 4000, "height": 64, "width": 96}
+PAST_LENGTH, TOTAL_LENGTH = "past_sequence_length", "total_sequence_length"
+ENCODER_LENGTH = "encoder_sequence_length"
+PAST, PRESENT = "past_key_values.", "present."
+KEPT_LOGITS = "num_logits_to_keep"
+_SAMPLE_SIZES = {
+    BATCH: 2, SEQUENCE: 7, PAST_LENGTH: 5, TOTAL_LENGTH: 12, ENCODER_LENGTH: 9, "num_samples": 4000,
+    "height": 64, "width": 96,
+}  # fmt: skip
 """Sizes of the dynamic axes in the traced sample: no two alike, none that means something to a model."""
 
 ANY_IMAGE_SIZE = frozenset(
@@ -25,11 +32,16 @@ TensorFlow does it, follows from them)."""
 
 @dataclass(frozen=True, kw_only=True)
 class GraphInput:
-    """One input: its torch dtype, and per axis a size or the name of a dynamic axis."""
+    """One input: its torch dtype, and per axis a size or the name of a dynamic axis.
+
+    With a `default` the graph holds an initializer of the input's name and this value: a caller need not
+    feed it.
+    """
 
     name: str
     dtype: torch.dtype
     axes: tuple[int | str, ...]
+    default: int | None = None
 
     def dynamic(self) -> dict[int, str]:
         """Axis number → name, for the axes whose size may change."""
@@ -43,6 +55,11 @@ class Signature:
     inputs: tuple[GraphInput, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def cached(self) -> bool:
+        """Whether the graph takes a past of keys and values."""
+        return any(given.name.startswith(PAST) for given in self.inputs)
+
     def sample(self, *, seed: int = 0) -> dict[str, torch.Tensor]:
         """Seeded values for a trace. The mask holds a zero: a mask of ones can vanish from a trace."""
         generator = torch.Generator().manual_seed(seed)
@@ -51,7 +68,9 @@ class Signature:
 
 def _sample(given: GraphInput, generator: torch.Generator) -> torch.Tensor:
     shape = [_SAMPLE_SIZES[size] if isinstance(size, str) else size for size in given.axes]
-    if given.name == "attention_mask":
+    if given.default is not None:
+        return torch.tensor(given.default + 2, dtype=given.dtype)
+    if given.name in ("attention_mask", "encoder_attention_mask"):
         mask = torch.ones(shape, dtype=given.dtype)
         mask[-1, -2:] = 0
         return mask

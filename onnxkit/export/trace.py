@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import Dim
@@ -16,12 +18,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from onnxkit.export import convert, fx
-from onnxkit.export.heads import Head
 from onnxkit.export.hooks import IMPLEMENTATION, counted_attention, hooked, moved, register
+from onnxkit.export.parts import Part, run_part
+from onnxkit.export.periods import first_layers, layers_to_trace, shortened
 from onnxkit.export.phases import Phases
-from onnxkit.export.plan import Plan
-from onnxkit.export.signature import Signature
+from onnxkit.export.ropes import prepare
+from onnxkit.export.signature import KEPT_LOGITS, PRESENT, TOTAL_LENGTH, Signature
+from onnxkit.graph import semantic
+from onnxkit.graph.layers import NotRepeating, clone_layers
 
+POSITIONS = "position_ids"
+LOGITS_LENGTH = "num_logits"
+"""Axis of `logits`: as long as the input, or `num_logits_to_keep`."""
 PREFIX = "model."
 """What stands before every parameter name and module path of a trace: the wrapper's attribute."""
 
@@ -70,52 +78,42 @@ def empty_model(
 ) -> PreTrainedModel:
     """Build a model with our attention, if it lets us, whose parameters have no storage; buffers are real."""
     register()
+    own = {"experts_implementation": IMPLEMENTATION, "dtype": dtype}
     with no_init_weights(), _parameters_on_meta():
         try:
-            model: Any = build(copy.deepcopy(config), attn_implementation=IMPLEMENTATION, dtype=dtype)
+            model: Any = build(copy.deepcopy(config), attn_implementation=IMPLEMENTATION, **own)
         except KeyError as error:
             if error.args != (IMPLEMENTATION,):
                 raise
-            # A model that looks its attention up in a table of its own: the hooks will not be called.
-            model = build(copy.deepcopy(config), attn_implementation="eager", dtype=dtype)
+            # A model that looks its attention up in a table of its own: only an adapter can speak for it.
+            model = build(copy.deepcopy(config), attn_implementation="eager", **own)
+            model.config._attn_implementation = IMPLEMENTATION
     model.tie_weights()
+    prepare(model)
     empty: PreTrainedModel = model.eval()
     return empty
 
 
 class Wrapper(torch.nn.Module):
-    """Positional inputs in, a tuple of float32 (or integer) outputs out; the model computes in `dtype`."""
+    """Positional inputs in, a tuple of the part's outputs out; the model computes in `dtype`."""
 
-    def __init__(self, plan: Plan, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    def __init__(self, part: Part, model: PreTrainedModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self.head = (
-            copy.deepcopy(plan.head).to("meta") if isinstance(plan.head, torch.nn.Module) else plan.head
-        )
-        self._plan = plan
-        self._dtype = dtype
+        run = part.run
+        self.head = copy.deepcopy(run).to("meta") if isinstance(run, torch.nn.Module) else run
+        self._part, self._dtype = part, dtype
 
     def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the model and pick the signature's outputs."""
-        signature = self._plan.signature
-        inputs = dict(zip((given.name for given in signature.inputs), values, strict=True))
-        named = run_head(self.head, self._plan.entry(self.model), inputs, self._dtype)
-        return tuple(named[name] for name in signature.outputs)
-
-
-def run_head(
-    head: Head, model: Callable[..., Any], inputs: Mapping[str, torch.Tensor], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Outputs by name; float inputs are cast to `dtype`, float outputs to float32."""
-    cast = {name: v.to(dtype) if v.dtype.is_floating_point else v for name, v in inputs.items()}
-    named = head(model(**cast), inputs)
-    return {name: v.float() if v.dtype.is_floating_point else v for name, v in named.items()}
+        """Run the part."""
+        inputs = dict(zip((given.name for given in self._part.signature.inputs), values, strict=True))
+        return tuple(run_part(self._part, self.model, inputs, self._dtype, run=self.head).values())
 
 
 def trace(
-    plan: Plan, model: PreTrainedModel, *, dtype: torch.dtype, decompose: bool, phases: Phases
+    part: Part, model: PreTrainedModel, *, dtype: torch.dtype, decompose: bool, phases: Phases
 ) -> Traced:
-    """Trace `model` (from `empty_model` with `IMPLEMENTATION`) and convert it.
+    """Trace one part of `model` (from `empty_model` with `IMPLEMENTATION`) and convert it.
 
     Raises:
         LevelRefused: attention modules that do not speak in the semantic operator.
@@ -124,24 +122,82 @@ def trace(
     """
     buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
     moved(model, "meta")
-    wrapper = Wrapper(plan, model, dtype).eval()
-    sample = tuple(value.to("meta") for value in plan.signature.sample().values())
+    try:
+        return _traced(part, model, buffers, dtype=dtype, decompose=decompose, phases=phases)
+    except Exception:
+        if not part.signature.cached or _speaks(part, model, dtype):
+            raise
+    model.config._attn_implementation = "eager"
+    return _traced(part, model, buffers, dtype=dtype, decompose=decompose, phases=phases)
+
+
+def _speaks(part: Part, model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether the model's attention takes its past from the hook.
+
+    Some compute by hand on what a cache returns: they get the concatenation, and no attention regions.
+    """
+    sample = {name: value.to("meta") for name, value in part.signature.sample().items()}
+    sample.pop(KEPT_LOGITS, None)
+    try:
+        with torch.no_grad(), hooked(model):
+            run_part(part, model, sample, dtype)
+    except Exception:  # a past that is not there makes models stumble in all kinds of ways
+        return False
+    return True
+
+
+def _traced(
+    part: Part,
+    model: PreTrainedModel,
+    buffers: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    decompose: bool,
+    phases: Phases,
+) -> Traced:
+    """Trace a few layers and clone the others, or all of them."""
+    plan = layers_to_trace(part, model, PREFIX)
+    if plan is not None:
+        with contextlib.suppress(NotRepeating, LookupError), shortened(model, plan, PREFIX):
+            beginning = first_layers(part, plan.traced)
+            traced = _all_traced(beginning, model, buffers, dtype=dtype, decompose=decompose, phases=phases)
+            with phases("convert"):
+                clone_layers(traced.model, plan)
+            count = sum(node.op_type in semantic.ATTENTIONS for node in traced.model.graph)
+            calls = traced.attention_calls // plan.traced * len(plan.kinds)
+            return dataclasses.replace(traced, attentions=count, attention_calls=calls)
+    return _all_traced(part, model, buffers, dtype=dtype, decompose=decompose, phases=phases)
+
+
+def _all_traced(
+    part: Part,
+    model: PreTrainedModel,
+    buffers: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    decompose: bool,
+    phases: Phases,
+) -> Traced:
+    wrapper = Wrapper(part, model, dtype).eval()
+    sample = tuple(value.to("meta") for value in part.signature.sample().values())
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(hooked(model))
         translations = stack.enter_context(_patched()) if decompose else {}
-        calls = stack.enter_context(counted_attention(plan.entry(model)))
+        calls = stack.enter_context(counted_attention(part.entry(model)))
         with phases("trace"):
-            shapes = (dynamic_shapes(plan.signature),)
+            shapes = (dynamic_shapes(part.signature),)
             with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph that it gives up
                 program = torch.export.export(wrapper, sample, dynamic_shapes=shapes, strict=False)
             traced_calls = calls.count
-        attentions = fx.operator_counts(program).get("attention", 0)
-        if attentions != traced_calls:  # said before the conversion, which costs most
+        counts = fx.operator_counts(program)
+        attentions = counts.get("attention", 0) + counts.get("cached_attention", 0)
+        by_hand = part.signature.cached and model.config._attn_implementation == "eager"
+        if attentions != traced_calls and not by_hand:  # said before the conversion, which costs most
             raise LevelRefused(f"the trace holds {attentions} attention operators for {traced_calls} calls")
         with phases("convert"):
             converted = convert.to_onnx(program, decompose=decompose, translations=translations)
-    name_boundary(converted, plan.signature)
+    name_boundary(converted, part.signature)
     return Traced(model=converted, buffers=buffers, attentions=attentions, attention_calls=traced_calls)
 
 
@@ -163,6 +219,9 @@ def _patched() -> Iterator[Mapping[Any, Any]]:
 def name_boundary(model: ir.Model, signature: Signature) -> None:
     """Name inputs, outputs and their dynamic axes as the signature does, everywhere in the graph.
 
+    Inputs with a default become optional. Positions that the model takes and does not read (where a bias
+    stands for them) are left out.
+
     Raises:
         ValueError: the trace fixed an axis that must stay dynamic, or dropped an input.
     """
@@ -179,9 +238,25 @@ def name_boundary(model: ir.Model, signature: Signature) -> None:
             names[str(size.value)] = name
     for value, name in zip(graph.outputs, signature.outputs, strict=True):
         value.name = name
+        if name.startswith(PRESENT) and value.shape is not None:
+            names.setdefault(str(value.shape[2]), TOTAL_LENGTH)
     for value in _values(graph):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+    _settle_optional(graph, signature)
+
+
+def _settle_optional(graph: ir.Graph, signature: Signature) -> None:
+    defaults = {given.name: given.default for given in signature.inputs if given.default is not None}
+    for value in [v for v in graph.inputs if v.name in defaults]:
+        value.const_value = ir.tensor(np.array(defaults[str(value.name)], dtype=np.int64), name=value.name)
+        graph.register_initializer(value)
+    for value in [v for v in graph.inputs if v.name == POSITIONS and not v.uses()]:
+        graph.inputs.remove(value)
+    if KEPT_LOGITS in defaults:
+        logits = graph.outputs[0]
+        sizes = [*(logits.shape or [])]
+        logits.shape = ir.Shape([*sizes[:1], ir.SymbolicDim(LOGITS_LENGTH), *sizes[2:]])
 
 
 def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.SymbolicDim:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -103,6 +105,33 @@ class LoadedWeights:
         """As the protocol says."""
         found = next((self._tensors[name] for name in names if name in self._tensors), None)
         return None if found is None else TorchTensor(found.detach())
+
+
+class DerivedWeights:
+    """Parameters that checkpoints leave out because the class computes them (Marian's sinusoidal positions),
+    made by the model's own initialization; everything else comes from `stored`.
+    """
+
+    def __init__(self, stored: Weights, model: PreTrainedModel) -> None:
+        self._stored, self._model = stored, model
+        self._patterns = [re.compile(each) for each in model._keys_to_ignore_on_load_missing or ()]
+
+    def tensor(self, names: Iterable[str]) -> ir.TensorProtocol | None:
+        """As the protocol says."""
+        names = list(names)
+        found = self._stored.tensor(names)
+        left_out = [name for name in names if any(pattern.search(name) for pattern in self._patterns)]
+        return self._made(left_out[0]) if found is None and left_out else found
+
+    def _made(self, name: str) -> ir.TensorProtocol | None:
+        path, _, parameter = name.rpartition(".")
+        module = copy.deepcopy(self._model.get_submodule(path)).to_empty(device="cpu")
+        getattr(module, parameter).data.fill_(torch.nan)
+        model: Any = self._model
+        with torch.no_grad():
+            model._init_weights(module)
+        made = getattr(module, parameter).detach()
+        return None if made.isnan().any() else TorchTensor(made)
 
 
 def tied_names(model: torch.nn.Module) -> dict[str, list[str]]:

@@ -6,7 +6,9 @@ docs/models.md is made of what this test finds: `ONNXKIT_WRITE_DOCS=1 pytest -m 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from onnxkit.graph.regions import find_regions
 from onnxkit.measure.verify import verify_model
 from onnxkit.optimize import OptimizeOptions, optimize_model
 from onnxkit.optimize.report import ComponentChange
+from onnxkit.runtime import TensorSpec
 from tests.tiny_models import BY_NAME, TINY_MODELS, TinyModel, save_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("architectures")]
@@ -56,7 +59,12 @@ class Made:
     exported: Path
     report: ExportReport
     optimized: Path
-    change: ComponentChange
+    changes: tuple[ComponentChange, ...]
+
+    @property
+    def regions(self) -> dict[str, int]:
+        """Of all graphs, by operator."""
+        return _sum(graph.regions for graph in self.report.graphs)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +76,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
         source = save_tiny(tiny.name, root / "checkpoints" / tiny.name)
         exported, optimized = root / "exported" / tiny.name, root / "optimized" / tiny.name
         report = export_model(source, exported, ExportOptions(task=tiny.task))
-        change = optimize_model(exported, optimized, OptimizeOptions(measure=False)).components[0]
-        found[tiny.name] = Made(exported=exported, report=report, optimized=optimized, change=change)
+        changes = optimize_model(exported, optimized, OptimizeOptions(measure=False)).components
+        found[tiny.name] = Made(exported=exported, report=report, optimized=optimized, changes=tuple(changes))
     return found
 
 
@@ -82,10 +90,15 @@ def test_level_and_agreement(name: str, made: dict[str, Made]) -> None:
     assert report.verification.passed
     assert report.verification.worst < 1e-5
     assert len(report.verification.cases) >= 4
-    if any(spec.name == "attention_mask" for spec in report.inputs):
-        assert {"right padding", "left padding"} <= set(report.verification.cases)
-    found = [region.op for region in find_regions(load_model(out / "model.onnx"))]
-    assert {op: found.count(op) for op in found} == dict(report.regions)
+    cases = {case.rpartition(": ")[2] for case in report.verification.cases}
+    if report.generation is not None:
+        assert {"prefill", "decode", "continuation", "chunk of three rows", "the last two logits"} <= cases
+        assert report.generation.tokens == 32
+    elif any(spec.name == "attention_mask" for spec in report.graphs[0].inputs):
+        assert {"right padding", "left padding"} <= cases
+    for graph in report.graphs:
+        found = [region.op for region in find_regions(load_model(out / graph.file))]
+        assert {op: found.count(op) for op in found} == dict(graph.regions)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -100,13 +113,20 @@ def test_the_optimized_model_runs_and_agrees_with_pytorch(name: str, made: dict[
         assert {each: value.shape for each, value in record["outputs"].items()} == {
             each: tuple(value.shape) for each, value in case.outputs.items()
         }
-    attention = made[name].report.regions.get("attention", 0)
-    lowered = made[name].change.lowered
+    attention = made[name].regions.get("attention", 0)
+    lowered = _sum(change.lowered for change in made[name].changes)
     assert lowered.get("attention", 0) + lowered.get("packed-attention", 0) == attention - _kept(made[name])
 
 
 def _kept(made: Made) -> int:
-    return sum(kept.count for kept in made.change.kept if kept.op == "attention")
+    return sum(kept.count for change in made.changes for kept in change.kept if kept.op == "attention")
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 def test_the_page_says_what_was_found(made: dict[str, Made]) -> None:
@@ -119,10 +139,21 @@ def test_the_page_says_what_was_found(made: dict[str, Made]) -> None:
 
 def _row(tiny: TinyModel, made: Made) -> str:
     report = made.report
-    regions, lowered = (_counts(counts) for counts in (report.regions, made.change.lowered))
-    names = [", ".join(f"`{spec.name}`" for spec in specs) for specs in (report.inputs, report.outputs)]
+    regions, lowered = (
+        _counts(counts) for counts in (made.regions, _sum(change.lowered for change in made.changes))
+    )
+    names = [
+        _names(graph.inputs for graph in report.graphs),
+        _names(graph.outputs for graph in report.graphs),
+    ]
     cells = (tiny.name, f"`{report.model_class}`", report.task, str(report.level), regions, lowered, *names)
     return f"| {' | '.join(cells)} |"
+
+
+def _names(graphs: Iterable[tuple[TensorSpec, ...]]) -> str:
+    """Each name once; the layers of a cache are `N`."""
+    names = (re.sub(r"\.\d+\.", ".N.", spec.name) for specs in graphs for spec in specs)
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
 
 
 def _counts(counts: Mapping[str, int]) -> str:

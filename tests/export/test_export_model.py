@@ -48,7 +48,7 @@ def exported(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_the_report(exported: tuple[Path, ExportReport]) -> None:
     out, report = exported
     assert (report.task, report.level, report.model_class) == ("feature-extraction", "L1", "BertModel")
-    assert report.regions == {"mask": 1, "attention": 3, "gelu": 3}
+    assert report.graphs[0].regions == {"mask": 1, "attention": 3, "gelu": 3}
     assert (report.trials[0].attentions, report.trials[0].attention_calls) == (3, 3)
     assert {file.name for file in report.files} >= {
         "model.onnx",
@@ -89,10 +89,12 @@ def test_the_graph_is_plain(exported: tuple[Path, ExportReport]) -> None:
 def test_axes_have_names(exported: tuple[Path, ExportReport]) -> None:
     _, report = exported
     axes = ("batch_size", "sequence_length")
-    assert [(spec.name, spec.dtype, spec.shape) for spec in report.inputs] == [
+    assert [(spec.name, spec.dtype, spec.shape) for spec in report.graphs[0].inputs] == [
         (name, "int64", axes) for name in ("input_ids", "attention_mask", "token_type_ids")
     ]
-    assert [(spec.name, spec.shape) for spec in report.outputs] == [("last_hidden_state", (*axes, 32))]
+    assert [(spec.name, spec.shape) for spec in report.graphs[0].outputs] == [
+        ("last_hidden_state", (*axes, 32))
+    ]
 
 
 def test_regions_are_found_in_the_file(exported: tuple[Path, ExportReport]) -> None:
@@ -123,7 +125,7 @@ def test_verify_repeats_the_check_later(exported: tuple[Path, ExportReport]) -> 
 def test_sentence_embeddings(tiny_sentence_model: Path, tmp_path: Path) -> None:
     report = export(tiny_sentence_model, tmp_path / "out")
     assert (report.task, report.level) == ("sentence-similarity", "L1")
-    assert [(spec.name, len(spec.shape)) for spec in report.outputs] == [
+    assert [(spec.name, len(spec.shape)) for spec in report.graphs[0].outputs] == [
         ("sentence_embedding", 2), ("last_hidden_state", 3),
     ]  # fmt: skip
     assert (tmp_path / "out" / "2_Dense" / "config.json").is_file()
@@ -136,7 +138,7 @@ def test_sentence_embeddings(tiny_sentence_model: Path, tmp_path: Path) -> None:
 
 def test_features_of_a_sentence_model_alone(tiny_sentence_model: Path, tmp_path: Path) -> None:
     report = export(tiny_sentence_model, tmp_path / "out", task="feature-extraction", verify=False)
-    assert [spec.name for spec in report.outputs] == ["last_hidden_state"]
+    assert [spec.name for spec in report.graphs[0].outputs] == ["last_hidden_state"]
 
 
 def test_unverified_says_so(tiny: Tiny, tmp_path: Path) -> None:
@@ -207,7 +209,8 @@ def test_a_config_that_does_not_fit(
     ("options", "kind"),
     [
         ({"task": "text-clasification"}, UsageError),
-        ({"task": "text-generation"}, UsageError),
+        ({"task": "image-to-text"}, UsageError),
+        ({"task": "text-generation"}, InputError),
         ({"opset": 17}, UsageError),
         ({"opset": 99}, UsageError),
         ({"dtype": "int8"}, UsageError),
@@ -288,7 +291,7 @@ def test_sharded_weights(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_types_keep_float32_at_the_boundary(dtype: Any, tiny: Tiny, tmp_path: Path) -> None:
     report = export(tiny("vit"), tmp_path / "out", dtype=dtype)
-    assert {spec.dtype for spec in (*report.inputs, *report.outputs)} == {"float32"}
+    assert {spec.dtype for spec in (*report.graphs[0].inputs, *report.graphs[0].outputs)} == {"float32"}
     check = report.verification
     assert check is not None
     assert check.tolerance == {"fp16": 1e-2, "bf16": 5e-2}[dtype]
@@ -311,7 +314,7 @@ def test_newer_opsets(opset: int, tiny: Tiny, tmp_path: Path) -> None:
     report = export(tiny("bert"), tmp_path / "out", opset=opset)
     model = onnx.load(tmp_path / "out" / "model.onnx")
     assert [entry.version for entry in model.opset_import] == [opset]
-    assert report.regions == {"mask": 1, "attention": 3, "gelu": 3}
+    assert report.graphs[0].regions == {"mask": 1, "attention": 3, "gelu": 3}
     assert len(find_regions(load_model(tmp_path / "out" / "model.onnx"))) == 7
 
 
@@ -332,7 +335,7 @@ def test_a_tied_projection_keeps_one_copy_of_the_embedding(tiny: Tiny, tmp_path:
 
 
 def test_a_reason_that_levels_share_is_said_once(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
-    def refuse(self: levels.Workshop, level: str) -> Any:
+    def refuse(self: levels.Workshop, part: Any, level: str) -> Any:
         raise ValueError("needs a heart" if level != "L2" else "needs a brain")
 
     monkeypatch.setattr(levels.Workshop, "make", refuse)

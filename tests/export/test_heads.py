@@ -64,7 +64,7 @@ def head_output(root: Path) -> tuple[Array, Array]:
     head = sentence_head(root, read_modules(root / "modules.json"))
     tokens = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1))
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    out = head(SimpleNamespace(last_hidden_state=tokens), {"attention_mask": mask})
+    out = head.outputs(SimpleNamespace(last_hidden_state=tokens), {"attention_mask": mask})
     return tokens.numpy(), out["sentence_embedding"].detach().numpy()
 
 
@@ -144,5 +144,5 @@ def test_pickled_dense_weights_need_consent(tmp_path: Path) -> None:
         head_output(root)
     head = sentence_head(root, read_modules(root / "modules.json"), allow_pickle=True)
     tokens = torch.ones(1, 1, 32)
-    out = head(SimpleNamespace(last_hidden_state=tokens), {"attention_mask": torch.ones(1, 1)})
+    out = head.outputs(SimpleNamespace(last_hidden_state=tokens), {"attention_mask": torch.ones(1, 1)})
     torch.testing.assert_close(out["sentence_embedding"], torch.tanh(weight.sum(1))[None])

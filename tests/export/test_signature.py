@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from onnxkit.errors import InputError
 from onnxkit.export.checkpoint import Access, open_checkpoint
@@ -56,7 +58,10 @@ def test_what_a_model_needs_besides_is_named() -> None:
 
 def test_features_of_images(tmp_path: Path) -> None:
     plan = plan_of(build("ViT", **IMAGE), tmp_path, "feature-extraction")
-    assert (plan.task, plan.signature.outputs[0]) == ("image-feature-extraction", "last_hidden_state")
+    assert (plan.task, plan.parts[0].signature.outputs[0]) == (
+        "image-feature-extraction",
+        "last_hidden_state",
+    )
 
 
 def test_a_classifier_on_one_of_two_towers(tmp_path: Path) -> None:
@@ -64,7 +69,7 @@ def test_a_classifier_on_one_of_two_towers(tmp_path: Path) -> None:
     make: Any = transformers.CLIPForImageClassification._from_config
     plan = plan_of(empty_model(make, config, dtype=torch.float32), tmp_path)
     assert (plan.task, plan.model_class) == ("image-classification", "CLIPForImageClassification")
-    assert plan.signature.inputs[0].axes == ("batch_size", 3, 32, 32)
+    assert plan.parts[0].signature.inputs[0].axes == ("batch_size", 3, 32, 32)
 
 
 def test_attention_that_is_looked_up_in_a_table() -> None:
@@ -73,16 +78,15 @@ def test_attention_that_is_looked_up_in_a_table() -> None:
 
 
 def test_a_task_that_export_does_not_cover(tmp_path: Path) -> None:
-    model = empty_model(
-        transformers.GPT2LMHeadModel._from_config,
-        transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64),
-        dtype=torch.float32,
-    )
-    with pytest.raises(InputError, match="text-generation export does not cover"):
-        plan_of(model, tmp_path)
+    config = {"model_type": "segformer", "architectures": ["SegformerForSemanticSegmentation"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(str(tmp_path), Access())
+    with pytest.raises(InputError, match="image-segmentation export does not cover"):
+        make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
 
 
 def test_no_last_hidden_state(tmp_path: Path) -> None:
     plan = plan_of(build("ViT", **IMAGE), tmp_path)
     with pytest.raises(InputError, match="no last_hidden_state, only pooler_output"):
-        plan.head(transformers.utils.ModelOutput(pooler_output=torch.zeros(1)), {})
+        plan.parts[0].run.outputs(transformers.utils.ModelOutput(pooler_output=torch.zeros(1)), {})

@@ -1,0 +1,64 @@
+"""What encoder-decoders ask of values or lengths that a trace does not have, answered while it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from onnxkit.export.probes import Replacement
+
+
+def whole_position_bias(model: torch.nn.Module) -> Iterator[Replacement]:
+    """T5's decoders count keys after the cache was updated; in a trace the cache hands back new ones only."""
+    for cls in sorted({type(module) for module in model.modules()}, key=lambda each: each.__name__):
+        original = getattr(cls, "compute_bias", None)
+        if original is not None and "past_seen_tokens" in inspect.signature(original).parameters:
+            yield cls, "compute_bias", _over_the_past(original)
+
+
+def _over_the_past(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def compute_bias(
+        self: Any, query_length: Any, key_length: Any, device: Any = None, past_seen_tokens: Any = 0
+    ) -> torch.Tensor:
+        keys = query_length + past_seen_tokens if self.is_decoder else key_length
+        return original(self, query_length, keys, device=device, past_seen_tokens=past_seen_tokens)
+
+    return compute_bias
+
+
+def marked_zeros() -> Iterator[Replacement]:
+    """T5's cross-attention hands its scores a bias of zeros: `no_bias` knows it by the mark it gets here."""
+    original = torch.zeros
+
+    def zeros(*args: Any, **named: Any) -> torch.Tensor:
+        made: Any = original(*args, **named)
+        made.onnxkit_zeros = True
+        return made  # type: ignore[no-any-return]
+
+    yield torch, "zeros", zeros
+
+
+def no_bias(bias: torch.Tensor | None) -> bool:
+    """Whether a position bias adds nothing."""
+    return bias is None or getattr(bias, "onnxkit_zeros", False)
+
+
+class _Unknown:
+    """Stands for the finiteness of values that a trace does not have; models ask for `.all()`."""
+
+    def all(self) -> bool:
+        """No: a model then limits the values, which changes none that is finite."""
+        return False
+
+
+def overflow_guards() -> Iterator[Replacement]:
+    """Float16 models ask in mid-run whether anything has overflowed, and clamp it: a trace always clamps."""
+    original = torch.isfinite
+
+    def isfinite(x: torch.Tensor) -> torch.Tensor | _Unknown:
+        return _Unknown() if x.dtype == torch.float16 and x.is_meta else original(x)
+
+    yield torch, "isfinite", isfinite
