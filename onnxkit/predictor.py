@@ -6,15 +6,18 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, Session, open_session
-from onnxkit.tasks import Encoded, Record, Task, task_for
+from onnxkit.tasks import Encoded, Record, Task, split_options, task_for
 from onnxkit.tasks.base import as_float32
 from onnxkit.tasks.batches import Truncation, by_length, chunks, filled, located, rows_a_run
+
+if TYPE_CHECKING:
+    from onnxkit.generate.pipeline import Generator
 
 T = TypeVar("T")
 
@@ -27,9 +30,9 @@ class Predictor:
         >>> Predictor("build/langid")(["Guten Morgen", {"text": "Bonjour"}])
         [{"index": 0, "label": "de", "score": 0.98, "scores": […]}, …]
 
-    A sample is a mapping with the design's columns (`text`, `text_pair`, `image`, …), or the bare
-    value: a text, a pair of texts, an image's path, a PIL image, a uint8 array. Records carry
-    `index` first, then the task's fields.
+    A sample is a mapping with the design's columns (`text`, `text_pair`, `image`, `prompt`, `messages`, …),
+    or the bare value: a text, a pair of texts, an image's path, a PIL image, a uint8 array, the messages
+    of a chat. Records carry `index` first, then the task's fields.
 
     Picklable: a copy opens the directory anew (with a silent progress), so that worker processes
     can be handed one.
@@ -37,7 +40,8 @@ class Predictor:
     Attributes:
         model: the directory.
         task: what pre- and post-processes.
-        session: the loaded model.
+        session: the loaded model; of one that generates its decoder.
+        generator: what generates, None for other tasks.
         batch_size: rows that are run together, at most.
     """
 
@@ -59,7 +63,8 @@ class Predictor:
             runtime: provider, threads, graph optimization.
             batch_size: rows a run; small ones pad less (8 is best on CPUs).
             progress: is warned when texts are cut.
-            options: the task's: `max_length`, `top_k`, `pooling`, …
+            options: the task's: `max_length`, `top_k`, `pooling`, …; of one that generates also those of
+                `generate.Generator`: `speculate`, `draft`, `constraint`, `max_new_tokens`, `temperature`, …
 
         Raises:
             UsageError: an option that the task does not have.
@@ -69,12 +74,18 @@ class Predictor:
         if batch_size < 1:
             raise UsageError(f"the batch size must be 1 or more, not {batch_size}")
         self.model = model if isinstance(model, ModelDir) else ModelDir.open(Path(model), task=task)
-        self.task: Task = task_for(self.model, task=task, **options)
+        own, rest = split_options(self.model, task, options)
+        self.task: Task = task_for(self.model, task=task, **own)
         self.batch_size = batch_size
         self._source = _reopenable(model)
         self._arguments = {"task": task, "runtime": runtime, "batch_size": batch_size, **options}
         self._progress = progress or Progress()
-        self.session: Session = open_session(self.model.model_file, runtime or RuntimeOptions())
+        self.generator: Generator | None = None
+        if self.task.generates:
+            self.generator = self._open_generator(runtime, rest)
+            self.session: Session = self.generator.engine.decoder.session
+        else:
+            self.session = open_session(self.model.model_file, runtime or RuntimeOptions())
 
     def __call__(self, samples: Any) -> list[Record]:
         """Return the records of an iterable of samples (or of one text, path, image or mapping), in order."""
@@ -90,6 +101,10 @@ class Predictor:
         Raises:
             InputError: a sample that cannot be used; names its line, or its position.
         """
+        if self.generator is not None:
+            for index, answer in enumerate(self.generator.answers(samples)):
+                yield {"index": index, **answer.record}
+            return
         truncation = Truncation()
         windows = chunks(located(self.task, samples), self.task.window, first=self.batch_size)
         index = 0
@@ -100,8 +115,37 @@ class Predictor:
                 index += 1
         truncation.warn(self._progress, self.task)
 
+    def score(self, samples: Iterable[Any]) -> Iterator[Record]:
+        """Yield how probable each sample's text is: `log_probability` (nats), `perplexity`, `scored_tokens`.
+
+        Raises:
+            UsageError: a model that does not generate.
+            InputError: a sample without a text of two tokens (with an encoder: without a `target`).
+        """
+        if self.generator is None:
+            raise UsageError(f"{self.task.name} gives no probability of a text")
+        for index, record in enumerate(self.generator.score(samples)):
+            yield {"index": index, **record}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._source, self._arguments)
+
+    def _open_generator(self, runtime: RuntimeOptions | None, options: Mapping[str, Any]) -> Generator:
+        from onnxkit.generate.pipeline import Generator
+        from onnxkit.tasks.generating import GeneratingTask
+
+        draft = options.get("draft")
+        if draft is not None and not isinstance(draft, ModelDir):
+            options = {**options, "draft": ModelDir.open(Path(draft))}
+        assert isinstance(self.task, GeneratingTask)
+        return Generator(
+            self.model,
+            self.task,
+            runtime=runtime,
+            batch_size=self.batch_size,
+            progress=self._progress,
+            **options,
+        )
 
     def _predict(self, groups: Sequence[Sequence[Encoded]]) -> list[Record]:
         """Run a window: groups of rows, one a sample; return a record a sample."""
@@ -169,7 +213,8 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 def _reopenable(model: str | Path | ModelDir) -> str:
     """Return the path that opens the same model again."""
     if isinstance(model, ModelDir):
-        return str(model.path if model.manifest else model.model_file)
+        whole = model.manifest is not None or len(model.components) > 1
+        return str(model.path if whole else model.model_file)
     return str(model)
 
 

@@ -57,20 +57,22 @@ def _of_logits(config: Mapping[str, Any], fed: set[str], logits: TensorSpec) -> 
     rank = len(logits.shape)
     if "pixel_values" in fed:
         return {2: "image-classification", 4: "image-segmentation"}.get(rank, RAW)
-    if fed & _AUDIO_INPUTS:
+    if fed & _AUDIO_INPUTS and "input_ids" not in fed:
         return {2: "audio-classification", 3: "automatic-speech-recognition"}.get(rank, RAW)
     if "input_ids" not in fed:
         return RAW
+    if rank == 3 and "encoder_hidden_states" in fed and fed & _AUDIO_INPUTS:
+        return "automatic-speech-recognition"
     if rank == 3:
         return _of_token_logits(config, fed, logits)
     return "text-classification" if rank == 2 else RAW
 
 
 def _of_token_logits(config: Mapping[str, Any], fed: set[str], logits: TensorSpec) -> str:
+    if "decoder_input_ids" in fed or "encoder_hidden_states" in fed or "encoder_attention_mask" in fed:
+        return "text2text-generation"
     if config.get("is_decoder") or any(name.startswith("past_key_values") for name in fed):
         return "text-generation"
-    if "decoder_input_ids" in fed or "encoder_hidden_states" in fed:
-        return "text2text-generation"
     if logits.shape[-1] == config.get("vocab_size", 0):
         return "fill-mask"
     return "token-classification"

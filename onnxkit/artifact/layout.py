@@ -1,8 +1,9 @@
-"""Finds the graph in a directory that another tool wrote."""
+"""Finds the graphs in a directory that another tool wrote."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnxkit.artifact.companions import is_weights
@@ -11,15 +12,23 @@ from onnxkit.safety import check_directory, path_kind, printable
 
 # Where optimum, transformers.exporters, sentence-transformers and transformers.js put it.
 _USUAL = ("model.onnx", "onnx/model.onnx")
+# optimum's names, which onnxkit's own encoder-decoders share: file → component.
+_PARTS = {
+    "encoder_model.onnx": "encoder",
+    "decoder_model.onnx": "decoder",
+    "decoder_with_past_model.onnx": "decoder_with_past",
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def locate(path: Path) -> tuple[Path, str]:
-    """Return the directory of the model at `path` and its ONNX file's name relative to it.
+def locate(path: Path) -> tuple[Path, Mapping[str, str]]:
+    """Return the directory of the model at `path` and its ONNX files by component, relative to it.
 
     `path` is a directory or an `.onnx` file. In a directory, `model.onnx` comes first, then
-    `onnx/model.onnx`, then the only `*.onnx` there or in `onnx/`. A file in a directory `onnx` without a
-    config belongs to the directory above.
+    `onnx/model.onnx`, then an encoder-decoder's `encoder_model.onnx`, `decoder_model.onnx` and, where it
+    is, `decoder_with_past_model.onnx`, there or in `onnx/`, then the only `*.onnx` there or in `onnx/`. A
+    single graph is called "model". A file in a directory `onnx` without a config belongs to the
+    directory above.
 
     Raises:
         InputError: nothing there, no ONNX file, or several of them; it says what to do.
@@ -27,16 +36,21 @@ def locate(path: Path) -> tuple[Path, str]:
     """
     kind = path_kind(path)
     if kind in ("file", "other"):
-        return _of_file(path)
+        root, file = _of_file(path)
+        return root, {"model": file}
     if kind == "missing":
         raise InputError(_missing(path))
     check_directory(path)
     for name in _USUAL:
         if (path / name).is_file():
-            return path, name
+            return path, {"model": name}
+    for folder in ("", "onnx/"):
+        parts = {part: folder + name for name, part in _PARTS.items() if (path / folder / name).is_file()}
+        if {"encoder", "decoder"} <= parts.keys():
+            return path, parts
     found = sorted(p.relative_to(path).as_posix() for p in (*path.glob("*.onnx"), *path.glob("onnx/*.onnx")))
     if len(found) == 1:
-        return path, found[0]
+        return path, {"model": found[0]}
     raise InputError(_several(path, found) if found else _none(path))
 
 

@@ -37,7 +37,8 @@ class ModelDir:
     Attributes:
         path: the directory.
         task: exact task name, or "raw".
-        components: the graphs by name; a single one is called "model".
+        components: the graphs by name; a single one is called "model", those of an encoder-decoder
+            "encoder", "decoder" and, in optimum's layout, "decoder_with_past".
         weight_files: ONNX files and their external data, by name relative to `path`.
         config: the parsed config.json, empty where there is none.
         manifest: the manifest, or None for another tool's directory.
@@ -64,11 +65,13 @@ class ModelDir:
         """
         path = Path(path)
         asked = None if task is None else normalize_task(task)
-        root, file = (path, None) if path_kind(path / MANIFEST_NAME) == "file" else locate(path)
+        root, files = (path, None) if path_kind(path / MANIFEST_NAME) == "file" else locate(path)
         manifest = _read_manifest(root) if (root / MANIFEST_NAME).is_file() else None
-        if manifest and (file is None or any(c.file == file for c in manifest.components.values())):
+        if manifest and (
+            files is None or {c.file for c in manifest.components.values()} >= set(files.values())
+        ):
             return _open_ours(root, manifest, asked)
-        return _open_foreign(root, file or "", asked)
+        return _open_foreign(root, files or {}, asked)
 
     @property
     def model_file(self) -> Path:
@@ -193,14 +196,18 @@ def _check_sizes(root: Path, manifest: Manifest) -> None:
             )
 
 
-def _open_foreign(root: Path, file: str, asked: str | None) -> ModelDir:
-    component, weights = _vetted(root, file)
+def _open_foreign(root: Path, files: Mapping[str, str], asked: str | None) -> ModelDir:
+    vetted = {name: _vetted(root, file) for name, file in files.items()}
+    components = {name: component for name, (component, _) in vetted.items()}
     config = _config(root)
+    # Of several graphs the decoder's outputs are the model's; the encoder's inputs tell text from audio.
+    fed = [spec for component in components.values() for spec in component.inputs]
+    given = (components.get("decoder") or next(iter(components.values()))).outputs
     return ModelDir(
         path=root,
-        task=asked or infer_task(config, component.inputs, component.outputs),
-        components={"model": component},
-        weight_files=weights,
+        task=asked or infer_task(config, fed, given),
+        components=components,
+        weight_files=tuple(sorted({name for _, weights in vetted.values() for name in weights})),
         config=config,
         manifest=None,
     )

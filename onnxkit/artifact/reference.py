@@ -48,11 +48,13 @@ class ReferenceCase:
         name: for instance "left padding".
         inputs: whole arrays by input name.
         outputs: samples by output name.
+        component: the graph that it is for.
     """
 
     name: str
     inputs: Mapping[str, NDArray[Any]]
     outputs: Mapping[str, ReferenceOutput]
+    component: str = "model"
 
 
 def sample_output(
@@ -113,7 +115,9 @@ def _pack(cases: Sequence[ReferenceCase]) -> bytes:
     arrays: dict[str, NDArray[Any]] = {}
     index: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
-        entry: dict[str, Any] = {"name": case.name, "inputs": sorted(case.inputs), "outputs": {}}
+        entry: dict[str, Any] = {
+            "name": case.name, "component": case.component, "inputs": sorted(case.inputs), "outputs": {},
+        }  # fmt: skip
         for position, name in enumerate(entry["inputs"]):
             arrays[f"{number}.input.{position}"] = np.ascontiguousarray(case.inputs[name])
         for position, (name, output) in enumerate(sorted(case.outputs.items())):
@@ -150,7 +154,12 @@ def _unpack(number: int, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[
         stem = f"{number}.output.{position}"
         outputs[name] = _output(facts, arrays[f"{stem}.index"], arrays[f"{stem}.values"])
     inputs = {name: arrays[f"{number}.input.{i}"] for i, name in enumerate(entry["inputs"])}
-    return ReferenceCase(name=str(entry["name"]), inputs=inputs, outputs=outputs)
+    return ReferenceCase(
+        name=str(entry["name"]),
+        inputs=inputs,
+        outputs=outputs,
+        component=str(entry.get("component", "model")),
+    )
 
 
 def _output(facts: Mapping[str, Any], index: NDArray[Any], values: NDArray[Any]) -> ReferenceOutput:

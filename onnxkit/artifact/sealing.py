@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxkit.artifact.companions import companion_files, copy_files
 from onnxkit.artifact.digests import file_entry
+from onnxkit.artifact.genai import CACHE_KEY, SHARED, fit_genai_config
 from onnxkit.artifact.history import Invocation, history_entry
 from onnxkit.artifact.manifest import MANIFEST_NAME, Component, Manifest, Verification
 from onnxkit.artifact.model_dir import ModelDir
@@ -37,6 +38,7 @@ def seal(
     verified: Verification | None,
     measured: Mapping[str, Any],
     input_digest: str = "",
+    genai_config: bool = False,
 ) -> Manifest:
     """Write `onnxkit.json` over everything in `staging` and return what it says.
 
@@ -50,16 +52,20 @@ def seal(
         verified: the check of this content, or None when there was none.
         measured: what the stage measured, plain values or dataclasses.
         input_digest: what it was made from where that is no ModelDir (a checkpoint's digest or commit).
+        genai_config: write the configuration of onnxruntime-genai, too; one that is there is fitted anyway.
 
     Raises:
         InputError: a component is missing or damaged, or the parent no longer fits its manifest.
     """
+    described = {
+        name: _component(staging, file, genai_config and name == "model") for name, file in components.items()
+    }
     digest = parent.digest() if parent is not None else input_digest
     earlier = parent.manifest.history if parent is not None and parent.manifest is not None else ()
     names = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
     manifest = Manifest(
         task=normalize_task(task),
-        components={name: _component(staging, file) for name, file in components.items()},
+        components=described,
         files={name: file_entry(staging / name) for name in names if name != MANIFEST_NAME},
         verified=verified,
         history=(*earlier, history_entry(invocation, input_digest=digest, measured=measured)),
@@ -68,6 +74,9 @@ def seal(
     return manifest
 
 
-def _component(staging: Path, file: str) -> Component:
+def _component(staging: Path, file: str, genai_config: bool) -> Component:
     model = read_model(contained(staging, file))
-    return Component(file=file, inputs=input_specs(model), outputs=output_specs(model))
+    found = Component(file=file, inputs=input_specs(model), outputs=output_specs(model))
+    shared = any(entry.key == CACHE_KEY and entry.value == SHARED for entry in model.metadata_props)
+    fit_genai_config(staging, found, shared=shared, wanted=genai_config)
+    return found

@@ -54,11 +54,12 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseAgreement:
-    """The agreement of one output on one test case."""
+    """The agreement of one output on one test case of one graph."""
 
     case: str
     output: str
     agreement: Agreement
+    component: str = "model"
 
 
 def compare(
@@ -94,13 +95,38 @@ def weighted_cosine(agreements: Iterable[Agreement]) -> float:
     return sum(value * positions for value, positions in parts) / weight if weight else 1.0
 
 
-def valid_positions(feeds: Mapping[str, Array], output: Array) -> Array | None:
-    """Return the padding mask [B, S] when `output` is [B, S, ...], else None (all counts)."""
-    for name in ("attention_mask", "decoder_attention_mask"):
-        mask = feeds.get(name)
-        if mask is not None and mask.ndim == 2 and output.shape[:2] == mask.shape:
-            return np.asarray(mask, dtype=bool)
-    return None
+def valid_positions(feeds: Mapping[str, Array], output: Array, *, name: str = "") -> Array | None:
+    """Return which positions of an output count, by its leading axes; None counts all.
+
+    [B, S] for `output` [B, S, ...], where the mask may be longer by a past; [B, heads, T] for keys and
+    values (`name` is `present.…`).
+    """
+    masks = (feeds.get(each) for each in ("attention_mask", "decoder_attention_mask"))
+    mask = next((np.asarray(each, dtype=bool) for each in masks if each is not None and each.ndim == 2), None)
+    if mask is None or output.ndim < 2 or len(output) != len(mask):
+        return None
+    if name.startswith("present."):
+        if output.ndim != 4 or output.shape[2] != mask.shape[1]:
+            return None
+        return np.broadcast_to(mask[:, None], output.shape[:3])
+    queries = feeds["input_ids"].shape[1] if "input_ids" in feeds else mask.shape[1]
+    return mask[:, -queries:] if output.shape[1] == queries <= mask.shape[1] else None
+
+
+def fed(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of `feeds` that the session takes, float ones in its type (a case is made once for all types)."""
+    kinds = {spec.name: spec.dtype for spec in session.inputs}
+    return {name: _as(array, kinds[name]) for name, array in feeds.items() if name in kinds}
+
+
+def _as(array: Array, dtype: str) -> Array:
+    if array.dtype.name == dtype or array.dtype.kind != "f":
+        return array
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+    return array.astype(dtype) if dtype.startswith("float") else array
 
 
 def compare_sessions(
@@ -119,10 +145,10 @@ def compare_sessions(
         raise InputError(f"{judged.model} has none of the outputs of {reference.model}")
     found: list[CaseAgreement] = []
     for case, feeds in cases:
-        right = reference.run(_taken(reference, feeds), shared)
-        got = judged.run(_taken(judged, feeds), shared)
+        right = reference.run(fed(reference, feeds), shared)
+        got = judged.run(fed(judged, feeds), shared)
         for name in shared:
-            agreement = compare(right[name], got[name], valid_positions(feeds, right[name]))
+            agreement = compare(right[name], got[name], valid_positions(feeds, right[name], name=name))
             found.append(CaseAgreement(case=case, output=name, agreement=agreement))
     return tuple(found)
 
@@ -130,11 +156,6 @@ def compare_sessions(
 def worst(cases: Iterable[CaseAgreement]) -> CaseAgreement:
     """Return the case with the largest relative difference; a non-finite one is always worse."""
     return max(cases, key=lambda each: (not each.agreement.finite, each.agreement.relative))
-
-
-def _taken(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    names = {spec.name for spec in session.inputs}
-    return {name: array for name, array in feeds.items() if name in names}
 
 
 def _rows(reference: Array, actual: Array) -> Iterator[tuple[Array, Array]]:

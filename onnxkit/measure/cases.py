@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxkit.errors import InputError
 from onnxkit.machine import memory
-from onnxkit.measure.geometry import Geometry, geometry
+from onnxkit.measure.cached_cases import cached_feeds, is_cached, steps
+from onnxkit.measure.geometry import Geometry, geometry, random_ids
 from onnxkit.runtime import TensorSpec
 
 if TYPE_CHECKING:
@@ -63,11 +64,23 @@ def random_cases(
 
     Token models: batch 1, batch 4, right padding, left padding, length 1, and the longest input
     that positions and memory allow (at most `longest`). Others: three batch sizes, blank input,
-    and a larger image where height and width are free. Cases that the model's fixed dimensions
-    rule out are left out; ids come from the vocabulary, special ones excepted.
+    and a larger image where height and width are free. Graphs with a cache: `cached_cases.steps`. Cases
+    that the model's fixed dimensions rule out are left out; ids come from the vocabulary, special ones
+    excepted.
     """
-    specs = specs_of(model, component)
-    known = geometry(model.config)
+    return cases_of(specs_of(model, component), model.config, seed=seed, longest=longest)
+
+
+def cases_of(
+    specs: Sequence[TensorSpec], config: Mapping[str, Any], *, seed: int = 0, longest: int = LONGEST
+) -> list[tuple[str, dict[str, Array]]]:
+    """`random_cases` for a graph of which only the inputs and the model's configuration are known."""
+    known = geometry(config)
+    if is_cached(specs):
+        return [
+            (name, cached_feeds(specs, known, step, np.random.default_rng([seed, index])))
+            for index, (name, step) in enumerate(steps(specs, known, longest))
+        ]
     shapes = _token_shapes(specs, known, longest) if takes_sequence(specs) else _other_shapes(specs, known)
     cases: list[tuple[str, dict[str, Array]]] = []
     for index, (name, shape) in enumerate(shapes):
@@ -259,13 +272,9 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _ids(sizes: tuple[int, ...], known: Geometry, tokens: Array, rng: np.random.Generator) -> Array:
-    vocabulary = known.vocab_size or 100
-    ids = rng.integers(0, vocabulary, sizes)
-    if len(known.special_ids) < vocabulary // 2:
-        while (clash := np.isin(ids, list(known.special_ids))).any():
-            ids[clash] = rng.integers(0, vocabulary, int(clash.sum()))
+    ids = random_ids(known, sizes, rng)
     if ids.shape == tokens.shape:
-        ids = np.where(tokens, ids, min(known.pad_id, vocabulary - 1))
+        ids = np.where(tokens, ids, min(known.pad_id, (known.vocab_size or 100) - 1))
     return ids
 
 

@@ -17,26 +17,28 @@ from onnxkit.errors import OnnxkitError, ResourceError
 from onnxkit.runtime.library import TELEMETRY_VARIABLE
 
 _STOP_SECONDS = 5.0
+# numpy's BLAS would start a thread a core, beside ONNX Runtime's own.
+_ENVIRONMENT = {TELEMETRY_VARIABLE: "1", "OPENBLAS_NUM_THREADS": "1"}
 _TAIL_CHARACTERS = 500
 
 
 class Child:
     """A worker process. Use it as a context manager: leaving it ends the process."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, *, module: str = "onnxkit.measure.worker") -> None:
         self.label = label
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         package_parent = str(Path(onnxkit.__file__).parents[1])
         paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         # -P: a file in the current directory must not shadow a module.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onnxkit.measure.worker"],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
             encoding="utf-8",
-            env={**os.environ, TELEMETRY_VARIABLE: "1", "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The task's own metric of a model on labelled samples."""
+"""The task's own metric of a model on samples."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
     from onnxkit.tasks import Metric
 
 # A metric looks at labels and texts; media are dropped once predicted, so that memory stays flat.
+_TRUTH = ("label", "labels", "target", "score", "answers", "answer", "entities")
 _MEDIA = frozenset({"image", "audio"})
 
 
 def evaluate(predictor: Predictor, samples: Iterable[Sample]) -> Metric | None:
     """Predict every sample, in a stream, and compute the task's metric.
+
+    Texts for a model that continues texts are scored instead: the metric is their perplexity.
 
     Returns:
         None where the samples hold no labels, or the task has no metric.
@@ -29,8 +33,17 @@ def evaluate(predictor: Predictor, samples: Iterable[Sample]) -> Metric | None:
             truth.append(_without_media(sample))
             yield sample
 
-    records = list(predictor.stream(remembered()))
+    stream = iter(remembered())
+    first = list(itertools.islice(stream, 1))
+    scored = not predictor.task.needs_labels and not any(is_labelled(sample) for sample in first)
+    every = itertools.chain(first, stream)
+    records = list(predictor.score(every) if scored else predictor.stream(every))
     return predictor.task.metric(records, truth)
+
+
+def is_labelled(sample: Sample) -> bool:
+    """Whether a sample says what is right, in one of the columns that metrics look at."""
+    return any(sample.get(column) is not None for column in _TRUTH)
 
 
 def _without_media(sample: Sample) -> Sample:

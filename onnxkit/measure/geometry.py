@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 _SPECIAL_IDS = (
     "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
     "decoder_start_token_id", "unk_token_id",
@@ -22,12 +24,25 @@ class Geometry:
     pad_id: int = 0
     special_ids: frozenset[int] = frozenset()
     positions: int | None = None
+    decoder_positions: int | None = None
     segments: int = 2
     heads: int = 16
     image_size: tuple[int, int] | None = None
     channels: int = 3
     mel_bins: int | None = None
     frames: int | None = None
+
+
+def random_ids(
+    known: Geometry, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Ids from the vocabulary, special ones excepted, where enough others are left."""
+    vocabulary = known.vocab_size or 100
+    ids = rng.integers(0, vocabulary, shape)
+    if len(known.special_ids) < vocabulary // 2:
+        while (clash := np.isin(ids, list(known.special_ids))).any():
+            ids[clash] = rng.integers(0, vocabulary, int(clash.sum()))
+    return ids
 
 
 def geometry(config: Mapping[str, Any]) -> Geometry:
@@ -50,7 +65,8 @@ def geometry(config: Mapping[str, Any]) -> Geometry:
         vocab_size=number("vocab_size"),
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         special_ids=_special_ids(config),
-        positions=position_limit(config),
+        positions=position_limit(config) or number("max_target_positions"),
+        decoder_positions=number("max_target_positions") or position_limit(config),
         segments=number("type_vocab_size") or (1 if "model_type" in config else 2),
         heads=number("num_attention_heads", "n_head", "n_heads", "num_heads") or 16,
         image_size=_image_size(config),

@@ -15,6 +15,15 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import UsageError
 from onnxkit.measure.cases import Shape, check_shape, fixed_shape, specs_of, takes_sequence
 from onnxkit.measure.children import Child
+from onnxkit.measure.generation_profile import WORKER as GENERATING
+from onnxkit.measure.generation_profile import (
+    Workload,
+    bandwidth_share,
+    generates,
+    generation_facts,
+    measured_bandwidth,
+    workloads,
+)
 from onnxkit.measure.geometry import Geometry, geometry
 from onnxkit.measure.latency import (
     DEFAULT_SECONDS,
@@ -27,7 +36,13 @@ from onnxkit.measure.latency import (
     summarize,
 )
 from onnxkit.measure.operators import OperatorTime
-from onnxkit.measure.profile_report import Measurement, ModelProfile, ProfileOptions, ProfileReport
+from onnxkit.measure.profile_report import (
+    GenerationFacts,
+    Measurement,
+    ModelProfile,
+    ProfileOptions,
+    ProfileReport,
+)
 from onnxkit.measure.settings import SessionFacts, describe, machine_facts
 from onnxkit.progress import Progress
 from onnxkit.report import to_plain
@@ -38,6 +53,11 @@ _DEFAULT_SEQUENCE = 128
 _ROUNDS = 5
 # A loaded model takes about its file's size again for packed weights, and as much for activations.
 _MEMORY_PER_BYTE = 3
+ENCODING = "onnxkit.measure.worker"
+_EXCLUDED = {
+    False: "ONNX Runtime alone: the latency holds no tokenization, decoding, loading or first run",
+    True: "ONNX Runtime and the choice of the best token: no tokenization, loading or first run",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +71,8 @@ class _Setting:
     path: str
     model: ModelDir
     known: Geometry
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...] | tuple[Workload, ...]
+    generating: bool
     sequence_applies: bool
     ep: str
     ep_options: Mapping[str, str]
@@ -65,8 +86,9 @@ class _Setting:
 
 @dataclass(kw_only=True)
 class _Found:
-    """What a child has told so far, shape by shape."""
+    """What a child has told so far, shape by shape; `opened` is its answer to `open`."""
 
+    opened: dict[str, Any]
     session: SessionFacts
     start_memory_bytes: int
     first_run_ms: list[float] = field(default_factory=list)
@@ -80,12 +102,14 @@ class _Found:
 def profile_model(
     paths: Sequence[str | Path], options: ProfileOptions | None = None, *, progress: Progress | None = None
 ) -> ProfileReport:
-    """Measure ONNX Runtime alone on random inputs: no tokenization, no decoding.
+    """Measure ONNX Runtime alone on random inputs: no tokenization, and no work on what comes out.
 
-    Each model and setting lives in a process of its own; they take turns, shape by shape.
+    Each model and setting lives in a process of its own; they take turns, shape by shape. Models that
+    generate are measured by `generation_profile.workloads` instead of shapes.
 
     Raises:
-        UsageError: an option that does not apply (a sequence for an image model, a trace of several).
+        UsageError: an option that does not apply (a sequence for an image model, a trace of several), models
+            of both kinds.
         InputError: a model that cannot be read, or that fixes a dimension to another size.
         EnvironmentProblem: a provider that cannot be used here.
         ResourceError: out of memory.
@@ -102,7 +126,8 @@ def profile_model(
     found: list[_Found] = []
     for group in groups:
         found += _measure_group(group, options, progress)
-    profiles = [_profile(each, result, (settings[0], found[0]), options, together)
+    speeds = _bandwidths(settings, found, progress)
+    profiles = [_profile(each, result, (settings[0], found[0]), speeds, together, options)
                 for each, result in zip(settings, found, strict=True)]  # fmt: skip
     for profile in profiles:
         for caution in {each.kind: each for row in profile.measurements for each in row.cautions}.values():
@@ -110,7 +135,7 @@ def profile_model(
     return ProfileReport(
         models=tuple(profiles),
         machine=machine_facts(),
-        excluded="ONNX Runtime alone: the latency holds no tokenization, decoding, loading or first run",
+        excluded=_EXCLUDED[settings[0].generating],
         notes=_notes(settings, options),
     )
 
@@ -121,8 +146,11 @@ def _settings(models: Sequence[tuple[str, ModelDir]], options: ProfileOptions) -
     others = [ep for ep in options.eps if provider_name(ep) != CPU]
     found: list[_Setting] = []
     for path, model in models:
-        specs, known = specs_of(model), geometry(model.config)
-        shapes = _shapes(model, specs, known, options)
+        known, generating = geometry(model.config), generates(model)
+        if found and generating != found[0].generating:
+            raise UsageError(f"{found[0].path} and {path}: only one of them generates: profile them apart")
+        specs = () if generating else specs_of(model)
+        shapes = workloads(model, options) if generating else _shapes(model, specs, known, options)
         for ep, threads in itertools.product(options.eps, options.threads or (None,)):
             found.append(
                 _Setting(
@@ -130,7 +158,8 @@ def _settings(models: Sequence[tuple[str, ModelDir]], options: ProfileOptions) -
                     model=model,
                     known=known,
                     shapes=shapes,
-                    sequence_applies=takes_sequence(specs),
+                    generating=generating,
+                    sequence_applies=generating or takes_sequence(specs),
                     ep=ep,
                     # The CPU has none; with the CPU alone they are passed on, to be refused.
                     ep_options=options.ep_options if ep in others or not others else {},
@@ -144,6 +173,11 @@ def _shapes(
     model: ModelDir, specs: Sequence[TensorSpec], known: Geometry, options: ProfileOptions
 ) -> tuple[Shape, ...]:
     """Return the shapes to measure, the smallest first."""
+    for name, asked in (("--prefill", options.prefill), ("--depth", options.depth)):
+        if asked is not None:
+            raise UsageError(
+                f"{model.path}: {name} does not apply: the model does not generate ({model.task})"
+            )
     applies = takes_sequence(specs)
     if options.sequence is not None and not applies:
         raise UsageError(f"{model.path}: --sequence does not apply: the model reads no tokens ({model.task})")
@@ -170,7 +204,10 @@ def _fit_together(settings: Sequence[_Setting]) -> bool:
 def _measure_group(settings: Sequence[_Setting], options: ProfileOptions, progress: Progress) -> list[_Found]:
     """Measure settings in turns: shape by shape, and within a shape round by round."""
     with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(Child(setting.label)) for setting in settings]
+        children = [
+            stack.enter_context(Child(setting.label, module=GENERATING if setting.generating else ENCODING))
+            for setting in settings
+        ]
         found = [_open(child, setting, options) for child, setting in zip(children, settings, strict=True)]
         for setting, result in zip(settings, found, strict=True):
             progress.note(f"{setting.path}: {describe(result.session)}")
@@ -188,7 +225,7 @@ def _measure_group(settings: Sequence[_Setting], options: ProfileOptions, progre
 def _open(child: Child, setting: _Setting, options: ProfileOptions) -> _Found:
     reply = child.ask(
         "open",
-        model=str(setting.model.model_file),
+        model=str(setting.model.path if setting.generating else setting.model.model_file),
         options={
             "ep": setting.ep,
             "ep_options": dict(setting.ep_options),
@@ -199,7 +236,7 @@ def _open(child: Child, setting: _Setting, options: ProfileOptions) -> _Found:
     )
     session = reply["session"]
     facts = SessionFacts(**{**session, "fallback_nodes": tuple(session["fallback_nodes"])})
-    return _Found(session=facts, start_memory_bytes=reply["start_memory_bytes"])
+    return _Found(opened=reply, session=facts, start_memory_bytes=reply["start_memory_bytes"])
 
 
 def _measure_shape(
@@ -244,9 +281,27 @@ def _operators(child: Child, setting: _Setting, options: ProfileOptions) -> list
     return [tuple(OperatorTime(**row) for row in table) for table in tables]
 
 
+def _bandwidths(
+    settings: Sequence[_Setting], found: Sequence[_Found], progress: Progress
+) -> dict[int, float]:
+    """Measure how fast this machine reads memory with each number of threads, where that is a limit."""
+    counts = {result.session.threads for each, result in zip(settings, found, strict=True) if each.generating}
+    if counts:
+        progress.note("reading speed of the memory")
+    return {count: measured_bandwidth(count) for count in sorted(counts)}
+
+
 def _profile(
-    setting: _Setting, found: _Found, first: tuple[_Setting, _Found], options: ProfileOptions, together: bool
+    setting: _Setting,
+    found: _Found,
+    first: tuple[_Setting, _Found],
+    speeds: Mapping[int, float],
+    together: bool,
+    options: ProfileOptions,
 ) -> ModelProfile:
+    facts = None
+    if setting.generating:
+        facts = generation_facts(setting.model, found.opened, speeds[found.session.threads])
     return ModelProfile(
         path=setting.path,
         task=setting.model.task,
@@ -255,14 +310,21 @@ def _profile(
         session=found.session,
         start_memory_bytes=found.start_memory_bytes,
         measurements=tuple(
-            _measurement(index, setting, found, first, together) for index in range(len(setting.shapes))
+            _measurement(index, setting, found, first, together, facts)
+            for index in range(len(setting.shapes))
         ),
         trace=str(options.trace) if options.trace is not None else None,
+        generation=facts,
     )
 
 
 def _measurement(
-    index: int, setting: _Setting, found: _Found, first: tuple[_Setting, _Found], together: bool
+    index: int,
+    setting: _Setting,
+    found: _Found,
+    first: tuple[_Setting, _Found],
+    together: bool,
+    facts: GenerationFacts | None,
 ) -> Measurement:
     shape, rounds = setting.shapes[index], found.rounds[index]
     latency = summarize(list(itertools.chain.from_iterable(rounds)))
@@ -277,15 +339,20 @@ def _measurement(
         doubts += (Caution(kind="not_interleaved", figure=against.of_means, text=text),)
     per_second = 1e3 / latency.mean_ms
     tokens = found.tokens[index]
+    workload = shape if isinstance(shape, Workload) else None
+    length = workload.tokens if workload is not None else shape.sequence  # type: ignore[union-attr]
+    share = bandwidth_share(facts, workload, latency.mean_ms) if facts and workload else None
     return Measurement(
+        phase=workload.phase if workload is not None else None,
         batch=shape.batch,
-        sequence=shape.sequence if setting.sequence_applies else None,
+        sequence=length if setting.sequence_applies and found.tokens[index] is not None else None,
         tokens=tokens,
         latency=latency,
         samples_per_s=shape.batch * per_second,
         tokens_per_s=None if tokens is None else tokens * per_second,
         first_run_ms=found.first_run_ms[index],
         peak_memory_bytes=found.peaks[index],
+        bandwidth_share=share,
         ratio=against,
         operators=found.tables[index] if found.tables else (),
         cautions=doubts,

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import GateFailed, InputError
-from onnxkit.measure.agreement import Agreement, compare
+from onnxkit.measure.agreement import Agreement, compare, fed
 from onnxkit.measure.settings import MachineFacts, SessionFacts, describe, machine_facts, session_facts
 from onnxkit.measure.widened import holds_bfloat16, open_widened
 from onnxkit.progress import Progress
@@ -29,6 +29,7 @@ _REFERENCE = "PyTorch's outputs (reference.npz)"
 class VerifiedOutput:
     """One output of one reference case."""
 
+    component: str
     case: str
     output: str
     max_abs: float
@@ -85,12 +86,12 @@ def verify_model(
             f"{path}: no reference data to verify against: `onnxkit export` writes it (reference.npz), and "
             "the other stages copy it along"
         )
-    session = _open(model.model_file, runtime or RuntimeOptions(), progress)
-    facts = session_facts(session)
+    sessions = _Sessions(model, runtime or RuntimeOptions(), progress)
+    facts = session_facts(sessions.of(reference[0].component))
     progress.note(describe(facts))
     outputs: list[VerifiedOutput] = []
     for case in progress.track(reference, total=len(reference), text="verify"):
-        outputs += _check_case(session, case)
+        outputs += _check_case(sessions.of(case.component), case)
     verified = model.manifest.verified if model.manifest else None
     tolerance = verified.tolerance if verified else None
     worst = max(outputs, key=lambda each: (not each.finite, each.relative))
@@ -108,6 +109,23 @@ def verify_model(
         wall_s=time.perf_counter() - began,
     )
     return _judged(report, progress)
+
+
+class _Sessions:
+    """The graphs of a model, each opened when the first case asks for it."""
+
+    def __init__(self, model: ModelDir, runtime: RuntimeOptions, progress: Progress) -> None:
+        self._model, self._runtime, self._progress = model, runtime, progress
+        self._open: dict[str, Session] = {}
+
+    def of(self, component: str) -> Session:
+        """The session of a component; InputError when the directory has none of that name."""
+        if component not in self._open:
+            # A directory of one graph may be another tool's, made from a graph that was called differently.
+            known = self._model.components
+            file = self._model.path / known[component].file if component in known else self._model.model_file
+            self._open[component] = _open(file, self._runtime, self._progress)
+        return self._open[component]
 
 
 def _open(path: Path, runtime: RuntimeOptions, progress: Progress) -> Session:
@@ -151,7 +169,7 @@ def _check_case(session: Session, case: ReferenceCase) -> list[VerifiedOutput]:
     names = [name for name in case.outputs if name in has]
     if not names:
         raise InputError(f"{session.model}: has none of the reference outputs {', '.join(case.outputs)}")
-    got = session.run(case.inputs, names)
+    got = session.run(fed(session, case.inputs), names)
     found = []
     for name in names:
         expected = case.outputs[name]
@@ -161,15 +179,14 @@ def _check_case(session: Session, case: ReferenceCase) -> list[VerifiedOutput]:
                 f"the reference {tuple(expected.shape)}"
             )
         sampled = got[name].reshape(-1)[expected.index]
-        found.append(
-            _row(case.name, name, compare(np.asarray(expected.values), sampled, scale=expected.scale))
-        )
+        found.append(_row(case, name, compare(np.asarray(expected.values), sampled, scale=expected.scale)))
     return found
 
 
-def _row(case: str, output: str, agreement: Agreement) -> VerifiedOutput:
+def _row(case: ReferenceCase, output: str, agreement: Agreement) -> VerifiedOutput:
     return VerifiedOutput(
-        case=case,
+        component=case.component,
+        case=case.name,
         output=output,
         max_abs=agreement.max_abs,
         relative=agreement.relative,

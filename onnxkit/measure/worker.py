@@ -112,12 +112,11 @@ def _shape(plain: Mapping[str, Any]) -> Shape:
     return Shape(**values)
 
 
-def main() -> int:
+def answer(worker: Worker) -> int:
     """Answer commands until stdin ends."""
     # Whatever a library prints must not get between the answers.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = Worker()
     for line in sys.stdin:
         command = json.loads(line)
         try:
@@ -133,7 +132,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        code = main()
+        code = answer(Worker())
     except (KeyboardInterrupt, BrokenPipeError):
         code = 130
     # Neither threads of ONNX Runtime nor a closed pipe may hold up the end.

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from onnxkit.artifact import ModelDir, copy_companions
 from onnxkit.errors import InputError, UnsafeError, UsageError
+from tests.artifact.conftest import build_model
 
 Foreign = Callable[..., Path]
 _CONFIG = {"architectures": ["BertModel"], "model_type": "bert"}
@@ -98,11 +99,57 @@ def test_where_the_graph_is_found(foreign: Foreign, model_bytes: bytes, files: l
     assert model.verify_digests() == () and model.digest().startswith("sha256:")
 
 
+ENCODER = build_model({"input_ids": ["b", "s"]}, {"last_hidden_state": ["b", "s", 4]}).SerializeToString()
+FIRST = build_model(
+    {"input_ids": ["b", "s"], "encoder_hidden_states": ["b", "e", 4]}, {"logits": ["b", "s", 9]}
+).SerializeToString()
+LATER = build_model(
+    {"input_ids": ["b", "s"], "past_key_values.0.decoder.key": ["b", 1, "p", 4]}, {"logits": ["b", "s", 9]}
+).SerializeToString()
+
+
+@pytest.mark.parametrize("folder", ["", "onnx/"])
+def test_an_encoder_decoder_of_another_tool(foreign: Foreign, folder: str) -> None:
+    files = {
+        "encoder_model.onnx": ENCODER,
+        "decoder_model.onnx": FIRST,
+        "decoder_with_past_model.onnx": LATER,
+    }
+    named = {folder + name: content for name, content in files.items()}
+    model = ModelDir.open(foreign({**named, "config.json": {}}))
+    assert {name: part.file for name, part in model.components.items()} == {
+        part: f"{folder}{part}_model.onnx" for part in ("encoder", "decoder", "decoder_with_past")
+    }
+    assert model.task == "text2text-generation"
+    assert model.weight_files == tuple(sorted(named))
+    with pytest.raises(InputError, match="no single graph to run"):
+        _ = model.model_file
+
+
+def test_one_of_its_graphs_alone(foreign: Foreign) -> None:
+    root = foreign({"encoder_model.onnx": ENCODER, "decoder_model.onnx": FIRST})
+    model = ModelDir.open(root / "encoder_model.onnx")
+    assert (list(model.components), model.task) == (["model"], "feature-extraction")
+
+
+def test_a_decoder_with_a_past_generates_text(foreign: Foreign) -> None:
+    past = {"input_ids": ["b", "s"], "past_key_values.0.key": ["b", 1, "p", 4]}
+    graph = build_model(past, {"logits": ["b", "s", 9]}).SerializeToString()
+    assert ModelDir.open(foreign({"model.onnx": graph})).task == "text-generation"
+
+
+def test_an_input_with_a_default_need_not_be_fed(foreign: Foreign) -> None:
+    graph = build_model({"input_ids": ["b", "s"], "num_logits_to_keep": []}, {"logits": ["b", "s", 9]})
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(0), "num_logits_to_keep"))
+    model = ModelDir.open(foreign({"model.onnx": graph.SerializeToString()}))
+    assert [spec.name for spec in model.inputs] == ["input_ids"]
+
+
 def test_several_graphs_are_listed(foreign: Foreign, model_bytes: bytes) -> None:
-    root = foreign(dict.fromkeys(["encoder_model.onnx", "decoder_model.onnx"], model_bytes))
-    with pytest.raises(InputError, match=r"decoder_model\.onnx, encoder_model\.onnx.*name one"):
+    root = foreign(dict.fromkeys(["text_model.onnx", "vision_model.onnx"], model_bytes))
+    with pytest.raises(InputError, match=r"text_model\.onnx, vision_model\.onnx.*name one"):
         ModelDir.open(root)
-    assert ModelDir.open(root / "encoder_model.onnx").model_file == root / "encoder_model.onnx"
+    assert ModelDir.open(root / "text_model.onnx").model_file == root / "text_model.onnx"
 
 
 def test_a_file_in_the_onnx_folder_belongs_to_the_directory_above(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def test_every_dtype_can_be_kept(tmp_path: Path, dtype: type) -> None:
     case = ReferenceCase(name="x", inputs={}, outputs={"y": sample_output(np.ones((2, 2)).astype(dtype))})
     save_reference(tmp_path / "x.npz", [case])
     _same(case, load_reference(tmp_path / "x.npz")[0])
+
+
+def test_a_case_names_its_graph(tmp_path: Path) -> None:
+    case = dataclasses.replace(_case(), component="decoder")
+    save_reference(tmp_path / "r.npz", [case, _case("other")])
+    assert [each.component for each in load_reference(tmp_path / "r.npz")] == ["decoder", "model"]
 
 
 def test_masks_that_do_not_fit_or_leave_nothing() -> None:

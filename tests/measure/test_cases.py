@@ -102,10 +102,11 @@ def test_a_past_and_its_mask() -> None:
         name="past_key_values.0.key", dtype="float32", shape=(BATCH, 2, "past_sequence_length", 4)
     )
     mask = ids("attention_mask", BATCH, "past_sequence_length + sequence_length")
-    feeds = cases(BERT, ids("input_ids"), mask, past, ids("position_ids"))["batch 4"]
+    feeds = cases(BERT, ids("input_ids"), mask, past, ids("position_ids"))["continuation"]
     length = feeds["past_key_values.0.key"].shape[2]
+    assert length > 0
     assert feeds["attention_mask"].shape[1] == length + feeds["input_ids"].shape[1]
-    assert (feeds["position_ids"][0] == np.arange(feeds["input_ids"].shape[1])).all()
+    assert (feeds["position_ids"][0] == length + np.arange(feeds["input_ids"].shape[1])).all()
 
 
 def test_what_is_no_tensor_is_refused() -> None:

@@ -53,6 +53,8 @@ def test_evaluate_streams_and_keeps_only_the_truth() -> None:
 
     class FakePredictor:
         class task:
+            needs_labels = True
+
             @staticmethod
             def metric(records: list[Any], samples: list[Any]) -> str:
                 seen.update(records=records, samples=samples)
