@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxkit.errors import InputError
 from onnxkit.graph import half_precision
 from onnxkit.graph.files import load_model, save_model
+from onnxkit.graph.shared_data import SharedData
 from onnxkit.optimize import gate
 from onnxkit.optimize.dialects import Dialect
 from onnxkit.optimize.levels import Level
@@ -36,6 +37,8 @@ class Graph:
         tolerance: key of `measure.agreement.TOLERANCES` that the result must keep.
         expected: inputs to compare on, and what the source makes of them.
         upcast: whether the graph holds bfloat16, and is checked as float32.
+        shared: takes the weights of all graphs of the directory; None where there is one graph.
+        mark: where the weights of the graphs before this one end in it.
         progress: is told what is left out.
     """
 
@@ -48,6 +51,8 @@ class Graph:
     tolerance: str
     expected: Sequence[gate.Expected]
     upcast: bool
+    shared: SharedData | None
+    mark: int
     progress: Progress
 
 
@@ -119,7 +124,7 @@ def _try(graph: Graph, disabled: Collection[str]) -> Attempt:
     return Attempt(rewritten=rewritten, check=check, session=session)
 
 
-def _rewrite(graph: Graph, model: ir.Model, disabled: Collection[str]) -> Rewritten:
+def _rewrite(graph: Graph, model: ir.Model, disabled: Collection[str], *, half: bool = False) -> Rewritten:
     padded = [case.feeds for case in graph.expected if case.name.startswith(("batch", "right", "left"))]
     padded = padded or [case.feeds for case in graph.expected[:1]]
     if graph.upcast:
@@ -127,7 +132,7 @@ def _rewrite(graph: Graph, model: ir.Model, disabled: Collection[str]) -> Rewrit
     return rewrite(
         model,
         graph.level,
-        graph.dialect,
+        graph.dialect.before_float16() if half else graph.dialect,
         disabled=disabled,
         cases=padded,
         scratch=graph.target.parent,
@@ -136,7 +141,9 @@ def _rewrite(graph: Graph, model: ir.Model, disabled: Collection[str]) -> Rewrit
 
 def _write_and_check(graph: Graph, model: ir.Model) -> tuple[Session | None, CheckResult]:
     """Save, load and compare; what ONNX Runtime refuses to load or run has failed the check, too."""
-    save_model(model, graph.target)
+    if graph.shared is not None:
+        graph.shared.rewind(graph.mark)
+    save_model(model, graph.target, shared=graph.shared)
     try:
         session = gate.open_judged(
             graph.target, graph.ep, threads=graph.threads, upcast=graph.upcast, progress=graph.progress
@@ -161,7 +168,7 @@ def _half(graph: Graph, disabled: Collection[str]) -> Attempt:
 
     def passes(keep: Collection[str]) -> bool:
         model = load_model(graph.source)
-        rewritten = _rewrite(graph, model, disabled)
+        rewritten = _rewrite(graph, model, disabled, half=True)
         result = half_precision.to_float16(model, keep={*overflow, *keep})
         session, check = _write_and_check(graph, model)
         attempt = Attempt(rewritten=rewritten, check=check, session=session, kept_float32=result.kept)
@@ -169,7 +176,7 @@ def _half(graph: Graph, disabled: Collection[str]) -> Attempt:
         return check.passed
 
     model = load_model(graph.source)
-    _rewrite(graph, model, disabled)
+    _rewrite(graph, model, disabled, half=True)
     overflow = half_precision.overflowing(model, [case.feeds for case in graph.expected], graph.target.parent)
     if overflow:
         graph.progress.note(f"{len(overflow)} nodes stay float32: float16 does not hold their values")

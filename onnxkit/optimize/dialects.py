@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from onnxkit.errors import UsageError
 from onnxkit.graph import fusions, ort_cpu, ort_cuda
 from onnxkit.graph.fusions import Fusion
 from onnxkit.graph.lowering import Lowering
+from onnxkit.graph.packing import PACKED_LINEARS
 from onnxkit.runtime import provider_name
 
 
@@ -19,15 +21,21 @@ class Dialect:
 
     Attributes:
         lowerings: of regions, preferred ones first.
+        float16: lowerings of float32 regions whose kernels are float16's, for a graph that becomes that next.
         foreign: fusions by pattern that only foreign graphs need.
         neighbours: fusions of an operator with those around it.
         approximations: fusions that compute another function.
     """
 
     lowerings: tuple[Lowering, ...]
+    float16: tuple[Lowering, ...] = ()
     foreign: tuple[Fusion, ...] = (fusions.GELU,)
     neighbours: tuple[Fusion, ...] = ()
     approximations: tuple[Fusion, ...] = (fusions.FAST_GELU,)
+
+    def before_float16(self) -> Dialect:
+        """The dialect of a float32 graph that is converted next."""
+        return dataclasses.replace(self, lowerings=(*self.float16, *self.lowerings))
 
     def names(self) -> tuple[str, ...]:
         """Return every name that can be disabled, in the order of the tables."""
@@ -37,10 +45,15 @@ class Dialect:
 
 
 DIALECTS: dict[str, Dialect] = {
-    # SkipLayerNormalization stays out on the CPU: its kernel costs five times what it replaces.
-    "CPUExecutionProvider": Dialect(lowerings=ort_cpu.LOWERINGS),
+    # SkipLayerNormalization stays out on the CPU: its kernel costs five times what it replaces. `packing` and
+    # `fusions.fuse_skip_rms_norm` say what packed linears and the skip form of RMSNorm cost and win.
+    "CPUExecutionProvider": Dialect(
+        lowerings=ort_cpu.LOWERINGS, neighbours=(PACKED_LINEARS, fusions.SKIP_RMS_NORM)
+    ),
     "CUDAExecutionProvider": Dialect(
-        lowerings=ort_cuda.LOWERINGS, neighbours=(fusions.BIAS_GELU, fusions.SKIP_LAYER_NORM)
+        lowerings=ort_cuda.LOWERINGS,
+        float16=ort_cuda.FLOAT16,
+        neighbours=(fusions.BIAS_GELU, fusions.SKIP_LAYER_NORM, PACKED_LINEARS, fusions.SKIP_RMS_NORM),
     ),
 }
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxkit.errors import EnvironmentProblem, InputError
-from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare, valid_positions, worst
-from onnxkit.measure.latency import interleaved
+from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare, fed, valid_positions, worst
+from onnxkit.measure.latency import interleaved_calls
 from onnxkit.measure.widened import open_for_check
 from onnxkit.optimize.report import CheckResult, SpeedRatio
 from onnxkit.progress import Progress
@@ -22,7 +23,8 @@ Feeds = Mapping[str, Array]
 
 _NOISE = 0.03
 _SECONDS = 0.4
-_TIMED = "left padding"
+_TIMED = ("decode", "left padding")
+"""The cases that are timed, the first that there is: one token over a past where there is a cache."""
 # Above this, two sessions at once would hold the weights twice for the sake of a time ratio.
 MOST_TIMED_BYTES = 2 << 30
 
@@ -56,7 +58,7 @@ def expect(
     failed: InputError | None = None
     for name, feeds in cases:
         try:
-            found.append(Expected(name=name, feeds=feeds, outputs=session.run(_taken(session, feeds))))
+            found.append(Expected(name=name, feeds=feeds, outputs=session.run(fed(session, feeds))))
         except InputError as error:
             failed = error
             progress.warn(f"the input model cannot run {name!r}, which is left out of the check: {error}")
@@ -69,9 +71,9 @@ def check(expected: Sequence[Expected], judged: Session, tolerance: str) -> Chec
     """Compare the result's outputs with the input model's on every case; padded positions do not count."""
     compared: list[CaseAgreement] = []
     for each in expected:
-        outputs = judged.run(_taken(judged, each.feeds), list(each.outputs))
+        outputs = judged.run(fed(judged, each.feeds), list(each.outputs))
         for name, right in each.outputs.items():
-            agreement = compare(right, outputs[name], valid_positions(each.feeds, right))
+            agreement = compare(right, outputs[name], valid_positions(each.feeds, right, name=name))
             compared.append(CaseAgreement(case=each.name, output=name, agreement=agreement))
     most, limit = worst(compared), TOLERANCES[tolerance]
     return CheckResult(
@@ -83,11 +85,6 @@ def check(expected: Sequence[Expected], judged: Session, tolerance: str) -> Chec
         cases=tuple(each.name for each in expected),
         provider=judged.provider,
     )
-
-
-def _taken(session: Session, feeds: Feeds) -> dict[str, Array]:
-    names = {spec.name for spec in session.inputs}
-    return {name: array for name, array in feeds.items() if name in names}
 
 
 def open_judged(path: Path, ep: str, *, threads: int | None, upcast: bool, progress: Progress) -> Session:
@@ -102,10 +99,13 @@ def open_judged(path: Path, ep: str, *, threads: int | None, upcast: bool, progr
 def measure_speed(
     source: Path, after: Session, expected: Sequence[Expected], threads: int | None
 ) -> SpeedRatio:
-    """Time the input model and the result, on the provider of the result, in turns on a padded batch."""
+    """Time input model and result in turns, on the result's provider: a padded batch, or one token."""
     before = open_session(source, RuntimeOptions(ep=after.provider, threads=threads))
-    case = next((each for each in expected if each.name == _TIMED), expected[0])
-    comparison = interleaved({"before": before, "after": after}, case.feeds, seconds=_SECONDS)
+    by_name = {each.name: each for each in expected}
+    case = next((by_name[name] for name in _TIMED if name in by_name), expected[0])
+    sessions = {"before": before, "after": after}
+    calls = {name: partial(one.run, fed(one, case.feeds)) for name, one in sessions.items()}
+    comparison = interleaved_calls(calls, seconds=_SECONDS)
     ratio = comparison.ratios[0]
     return SpeedRatio(
         case=case.name,

@@ -17,7 +17,7 @@ class Level:
         clean: fold constants, share common subexpressions, drop dead code.
         lower: write regions (and, in foreign graphs, patterns) as the provider's own operators.
         approximate: fusions that compute another function, too.
-        half: weights and arithmetic in float16.
+        half: weights and arithmetic in float16; of the inputs and outputs only a decoder's cache.
         tolerance: key of `measure.agreement.TOLERANCES` that the result must keep.
     """
 
@@ -69,7 +69,7 @@ LEVELS: tuple[Level, ...] = (
     ),
     Level(
         number=4,
-        summary="the provider's own operators, approximations and float16 (inputs and outputs stay float32)",
+        summary="the provider's own operators, approximations and float16 (not in inputs, outputs)",
         clean=True,
         lower=True,
         approximate=True,

@@ -15,6 +15,7 @@ class OptimizeOptions:
         disable_fusions: names of lowerings and fusions to leave out.
         task: overrides the task that the directory names.
         measure: time the result against its input.
+        genai_config: write the configuration of onnxruntime-genai, too; one that is there is fitted anyway.
         overwrite: replace an existing output.
         seed: of the inputs that the result is checked on.
         threads: for every session; None means the usable cores.
@@ -25,6 +26,7 @@ class OptimizeOptions:
     disable_fusions: tuple[str, ...] = ()
     task: str | None = None
     measure: bool = True
+    genai_config: bool = False
     overwrite: bool = False
     seed: int = 0
     threads: int | None = None

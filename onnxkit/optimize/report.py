@@ -99,6 +99,7 @@ class ComponentChange:
         dropped: fusions that failed the check.
         kept_float32: names of nodes that `-O4` left in float32 although their type allows float16.
         recognized: whether regions were recognized by structure (a foreign graph) rather than read.
+        shared_cache: whether the past's keys and values may stand in buffers longer than what they hold.
         check: the comparison with the input.
         speed: the time ratio, or None where it was not measured.
     """
@@ -112,6 +113,7 @@ class ComponentChange:
     dropped: tuple[DroppedFusion, ...]
     kept_float32: tuple[str, ...]
     recognized: bool
+    shared_cache: bool
     check: CheckResult
     speed: SpeedRatio | None
 

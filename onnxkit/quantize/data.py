@@ -127,13 +127,18 @@ def _rows(path: Path, model: ModelDir, columns: Mapping[str, str]) -> Iterator[S
     for file in arrays or [path]:
         for sample in read_samples(file, columns=columns):
             if _is_raw(sample, model):
-                yield from single_rows(sample, model.inputs, str(file))
+                yield from single_rows(sample, _inputs(model), str(file))
             else:
                 yield sample
 
 
+def _inputs(model: ModelDir) -> Sequence[TensorSpec]:
+    """What is fed from outside: an encoder's inputs where there are several graphs."""
+    return next(iter(model.components.values())).inputs
+
+
 def _is_raw(sample: Sample, model: ModelDir) -> bool:
-    names = {spec.name for spec in model.inputs}
+    names = {spec.name for spec in _inputs(model)}
     return bool(names & set(sample)) and all(isinstance(value, np.ndarray) for value in sample.values())
 
 

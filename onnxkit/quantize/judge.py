@@ -13,8 +13,9 @@ import numpy as np
 from onnxkit.artifact import ModelDir
 from onnxkit.inputs import read_samples
 from onnxkit.measure.agreement import Agreement, compare_sessions, weighted_cosine
+from onnxkit.measure.cached_cases import Step, cached_feeds, is_cached, longest_past
 from onnxkit.measure.cases import Shape, longest_sequence, make_feeds, random_cases, specs_of, takes_sequence
-from onnxkit.measure.evaluate import evaluate
+from onnxkit.measure.evaluate import evaluate, is_labelled
 from onnxkit.measure.geometry import geometry
 from onnxkit.measure.latency import interleaved
 from onnxkit.predictor import Predictor
@@ -24,10 +25,19 @@ from onnxkit.quantize.report import Measurement, MetricChange, OutputAgreement, 
 from onnxkit.runtime import RuntimeOptions, Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
+Cases = tuple[tuple[str, Feeds], ...]
 
 BATCH = 8  # what `run` feeds
 TIMED_TOKENS = 128
-_TRUTH = ("label", "labels", "target", "score", "answers", "answer", "entities")
+TIMED_PAST = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Sessions of one graph: of the input model and of the result."""
+
+    source: Session
+    result: Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,39 +46,62 @@ class Yardstick:
 
     Attributes:
         name: for the report.
-        cases: named feeds whose outputs are compared.
+        cases: named feeds whose outputs are compared, by component.
         samples: how many samples they hold.
         data: the samples, for the task's metric; None where there are only tensors.
         file: the whole evaluation file, where the metric is taken over all of it.
     """
 
     name: str
-    cases: tuple[tuple[str, Feeds], ...]
+    cases: Mapping[str, Cases]
     samples: int
     data: DataSet | None = None
     file: Path | None = None
 
 
-def yardstick_of(data: DataSet, name: str, progress: Progress, *, file: Path | None = None) -> Yardstick:
-    """Measure on samples, in batches as `run` makes them."""
+def generates(model: ModelDir) -> bool:
+    """Whether one of the graphs takes the keys and values of the tokens before."""
+    return any(is_cached(component.inputs) for component in model.components.values())
+
+
+def yardstick_of(
+    model: ModelDir,
+    data: DataSet,
+    name: str,
+    progress: Progress,
+    *,
+    file: Path | None = None,
+    seed: int = 0,
+) -> Yardstick:
+    """Measure on samples, in batches as `run` makes them.
+
+    A model that generates is judged on them by the task's metric; its graphs' outputs are compared on
+    random inputs, as what it generated would be the inputs of its next step.
+    """
+    if generates(model):
+        plain = yardstick_without_data(model, seed)
+        return dataclasses.replace(plain, name=f"{plain.name}; the metric on {name}", data=data, file=file)
     batches = list(data.feeds(BATCH, progress))
     cases = tuple((f"batch {number}", feeds) for number, feeds in enumerate(batches, 1))
-    return Yardstick(name=name, cases=cases, samples=len(data.samples), data=data, file=file)
+    (component,) = model.components
+    return Yardstick(name=name, cases={component: cases}, samples=len(data.samples), data=data, file=file)
 
 
 def yardstick_without_data(model: ModelDir, seed: int) -> Yardstick:
     """Measure on the directory's reference inputs, else on seeded random ones."""
-    reference = model.reference()
-    if reference:
-        cases = tuple((case.name, case.inputs) for case in reference)
-        return Yardstick(name="reference inputs of the model directory", cases=cases, samples=_rows(cases))
-    cases = tuple(random_cases(model, seed=seed))
-    return Yardstick(name="seeded random inputs", cases=cases, samples=_rows(cases))
+    name = "reference inputs of the model directory"
+    cases: dict[str, Cases] = dict.fromkeys(model.components, ())
+    for case in model.reference() or ():
+        cases[case.component] = (*cases.get(case.component, ()), (case.name, case.inputs))
+    if not all(cases.values()):
+        name = "seeded random inputs"
+        cases = {each: tuple(random_cases(model, seed=seed, component=each)) for each in model.components}
+    rows = sum(_rows(each) for each in cases.values())
+    return Yardstick(name=name, cases=cases, samples=rows)
 
 
 def judge(
-    source: Session,
-    result: Session,
+    pairs: Mapping[str, Pair],
     model: ModelDir,
     written: Path,
     yardstick: Yardstick,
@@ -80,17 +113,26 @@ def judge(
 ) -> Measurement:
     """Compare the quantized model in the directory `written` with the input model."""
     progress.note(f"measuring on {yardstick.name}")
-    tracked = progress.track(yardstick.cases, total=len(yardstick.cases), text="comparing outputs")
-    agreement = join_outputs(
-        [(case.output, case.agreement) for case in compare_sessions(source, result, tracked)]
-    )
+    compared = [
+        (case.output, case.agreement)
+        for component, pair in pairs.items()
+        for case in compare_sessions(
+            pair.source,
+            pair.result,
+            progress.track(
+                yardstick.cases[component], total=len(yardstick.cases[component]), text="comparing outputs"
+            ),
+        )
+        if not case.output.startswith("present.")
+    ]
+    agreement = join_outputs(compared)
     metric = _metric(model, written, yardstick, columns, runtime, progress)
     return Measurement(
         measured_on=yardstick.name,
         samples=yardstick.samples,
         agreement=agreement,
         metric=metric,
-        speed=_speed(source, result, _timed_feeds(model, yardstick, seed)),
+        speed=_speed(pairs, model, yardstick, seed),
     )
 
 
@@ -127,7 +169,9 @@ def _metric(
     progress: Progress,
 ) -> MetricChange | None:
     data = yardstick.data
-    if data is None or data.task is None or not any(key in data.samples[0] for key in _TRUTH):
+    if data is None or data.task is None:
+        return None
+    if data.task.needs_labels and not is_labelled(data.samples[0]):
         return None
     values = []
     quiet = _Quiet()  # what there is to say about the samples has been said when their outputs were compared
@@ -157,36 +201,53 @@ class _Quiet(Progress):
         """Say nothing."""
 
 
-def _timed_feeds(model: ModelDir, yardstick: Yardstick, seed: int) -> Feeds:
-    """The batch of middling size of real data, else a batch of 8 by up to 128 tokens."""
-    if yardstick.data is not None:
-        full = sorted((feeds for _, feeds in yardstick.cases), key=_elements)
-        return full[len(full) // 2]
-    specs, known = specs_of(model), geometry(model.config)
-    if not takes_sequence(specs):
-        return max((feeds for _, feeds in yardstick.cases), key=_elements)
-    shape = Shape(batch=BATCH, sequence=longest_sequence(known, TIMED_TOKENS))
-    return make_feeds(specs, known, shape, np.random.default_rng(seed))
-
-
-def _speed(source: Session, result: Session, feeds: Feeds) -> SpeedChange:
-    found = interleaved({"input": source, "quantized": result}, feeds)
+def _speed(pairs: Mapping[str, Pair], model: ModelDir, yardstick: Yardstick, seed: int) -> SpeedChange:
+    """Time the graph that does the work: the one with a cache, else the only one."""
+    cached = [name for name in pairs if is_cached(model.components[name].inputs)]
+    name = cached[0] if cached else next(iter(pairs))
+    if cached:
+        feeds, shape = _one_token(model, name, seed)
+    else:
+        feeds = _timed_feeds(model, name, yardstick, seed)
+        shape = "x".join(map(str, max(feeds.values(), key=lambda array: array.size).shape))
+    sessions = {"input": pairs[name].source, "quantized": pairs[name].result}
+    found = interleaved(sessions, feeds)
     before, after = found.summaries["input"], found.summaries["quantized"]
     ratio = found.ratios[0]
-    largest = max(feeds.values(), key=lambda array: array.size)
     return SpeedChange(
-        shape="x".join(map(str, largest.shape)),
+        shape=shape,
         before_ms=before.p50_ms,
         after_ms=after.p50_ms,
         ratio=ratio.paired,
         ratio_error=ratio.error,
-        threads=result.threads.count,
+        threads=pairs[name].result.threads.count,
     )
+
+
+def _one_token(model: ModelDir, component: str, seed: int) -> tuple[Feeds, str]:
+    """A step of decoding: one row, one token."""
+    specs, known = specs_of(model, component), geometry(model.config)
+    past = min(TIMED_PAST, longest_past(specs, known, TIMED_PAST + 1) - 1)
+    step = Step(batch=1, sequence=1, past=past)
+    return cached_feeds(specs, known, step, np.random.default_rng(seed)), f"one token after {past}"
+
+
+def _timed_feeds(model: ModelDir, component: str, yardstick: Yardstick, seed: int) -> Feeds:
+    """The batch of middling size of real data, else a batch of 8 by up to 128 tokens."""
+    cases = yardstick.cases[component]
+    if yardstick.data is not None:
+        full = sorted((feeds for _, feeds in cases), key=_elements)
+        return full[len(full) // 2]
+    specs, known = specs_of(model, component), geometry(model.config)
+    if not takes_sequence(specs):
+        return max((feeds for _, feeds in cases), key=_elements)
+    shape = Shape(batch=BATCH, sequence=longest_sequence(known, TIMED_TOKENS))
+    return make_feeds(specs, known, shape, np.random.default_rng(seed))
 
 
 def _elements(feeds: Feeds) -> int:
     return sum(array.size for array in feeds.values())
 
 
-def _rows(cases: Sequence[tuple[str, Feeds]]) -> int:
+def _rows(cases: Cases) -> int:
     return sum(len(next(iter(feeds.values()))) if feeds else 0 for _, feeds in cases)

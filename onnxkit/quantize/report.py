@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from onnxkit.quantize.blockwise import Blocks
 from onnxkit.report import Report
 
 
@@ -14,6 +15,7 @@ class QuantizedLayer:
     name: str
     op_type: str
     parameters: int
+    component: str = "model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class KeptLayer:
     name: str
     op_type: str
     reason: str
+    component: str = "model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +102,10 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizeReport(Report):
-    """Result of `quantize_model`. Sizes are of the ONNX file with its weights.
+    """Result of `quantize_model`. Sizes are of the ONNX files with their weights.
 
-    `weight_grid` is how the scale of a matrix product's channel follows from its weights (`weights.Grid`).
+    `weight_grid` is how the scale of a matrix product's channel follows from its weights (`weights.Grid`);
+    "blocks" for a weight-only scheme, of which `blocks` says the rest.
     """
 
     out: str
@@ -111,6 +115,7 @@ class QuantizeReport(Report):
     weight_grid_reason: str
     cpu: str
     per_channel: bool
+    blocks: Blocks | None
     calibration: Calibration | None
     quantized: tuple[QuantizedLayer, ...]
     kept: tuple[KeptLayer, ...]

@@ -16,18 +16,26 @@ class Scheme:
     """How weights and activations become integers.
 
     Attributes:
-        activations: "dynamic" takes each activation's range at run time; "static" from calibration.
+        activations: "dynamic" takes each activation's range at run time; "static" from calibration; "float":
+            only weights are quantized, in blocks (`blockwise`).
         summary: one line for help texts.
+        bits: of a weight.
     """
 
     name: str
-    activations: Literal["dynamic", "static"]
+    activations: Literal["dynamic", "static", "float"]
     summary: str
+    bits: int = 8
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the scheme cannot work without samples."""
         return self.activations == "static"
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay float."""
+        return self.activations == "float"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,17 @@ SCHEMES: dict[str, Scheme] = {
             name="int8-static",
             activations="static",
             summary="int8 weights; the ranges of the activations come from a calibration set",
+        ),
+        Scheme(
+            name="int8-weight",
+            activations="float",
+            summary="int8 weights in blocks; for models that generate, nearly exact",
+        ),
+        Scheme(
+            name="int4-weight",
+            activations="float",
+            bits=4,
+            summary="int4 weights in blocks; for large models that generate, the fastest",
         ),
     )
 }

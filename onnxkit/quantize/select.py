@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -59,16 +59,46 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
 
 
 def select(model: ir.Model, scheme: Scheme, options: QuantizeOptions) -> Selection:
-    """Decide on each node.
+    """Decide on each node of a model's only graph: see `select_all`."""
+    return select_all({"model": model}, scheme, options)["model"]
+
+
+def select_all(
+    models: Mapping[str, ir.Model], scheme: Scheme, options: QuantizeOptions
+) -> dict[str, Selection]:
+    """Decide on each node of a model's graphs, which are named by their component.
 
     Raises:
         UsageError: a pattern or an operator type that matches nothing; names the nearest.
-        InputError: nothing is left to quantize.
+        InputError: nothing is left to quantize in any graph.
     """
+    everything = [node for model in models.values() for node in model.graph]
+    wishes = _Wishes(
+        scheme=scheme,
+        types=_op_types(options.op_types, scheme),
+        asked=frozenset(options.op_types),
+        include=_compiled(options.include, everything, "--include"),
+        exclude=_compiled(options.exclude, everything, "--exclude"),
+    )
+    found = {name: _select(model, name, wishes) for name, model in models.items()}
+    if not any(selection.targets for selection in found.values()):
+        raise InputError(_nothing([layer for selection in found.values() for layer in selection.kept]))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Wishes:
+    """What scheme and user ask for: operator types (`asked`: named by the user), and patterns of names."""
+
+    scheme: Scheme
+    types: frozenset[str]
+    asked: frozenset[str]
+    include: Sequence[re.Pattern[str]]
+    exclude: Sequence[re.Pattern[str]]
+
+
+def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
     nodes = list(model.graph)
-    include = _compiled(options.include, nodes, "--include")
-    exclude = _compiled(options.exclude, nodes, "--exclude")
-    types = _op_types(options.op_types, scheme)
     candidates: list[Target] = []
     kept: list[KeptLayer] = []
     for node in nodes:
@@ -76,48 +106,40 @@ def select(model: ir.Model, scheme: Scheme, options: QuantizeOptions) -> Selecti
         found = operator.recognize(node) if operator is not None else None
         if found is None:
             continue
-        reason = found.reason if isinstance(found, Refusal) else _by_user(node, types, include, exclude)
+        reason = found.reason if isinstance(found, Refusal) else _by_user(node, wishes)
         if reason is None and isinstance(found, Target):
             candidates.append(found)
         else:
             kept.append(_keep(node, str(reason)))
-    explicit = bool(options.include)
-    targets, by_policy = _apply_policies(candidates, explicit=explicit, asked=set(options.op_types))
-    if not targets:
-        raise InputError(_nothing([*kept, *by_policy]))
-    order = {node: index for index, node in enumerate(nodes)}
-    names = {str(node.name): index for node, index in order.items()}
+    targets, by_policy = _apply_policies(candidates, wishes)
+    names = {str(node.name): index for index, node in enumerate(nodes)}
     everything = sorted([*kept, *by_policy], key=lambda layer: names[layer.name])
-    return Selection(targets=tuple(targets), kept=tuple(everything))
+    named = tuple(dataclasses.replace(layer, component=component) for layer in everything)
+    return Selection(targets=tuple(targets), kept=named)
 
 
-def _by_user(
-    node: ir.Node,
-    types: frozenset[str],
-    include: Sequence[re.Pattern[str]],
-    exclude: Sequence[re.Pattern[str]],
-) -> str | None:
+def _by_user(node: ir.Node, wishes: _Wishes) -> str | None:
     name = str(node.name)
-    if node.op_type not in types:
+    if node.op_type not in wishes.types:
+        if wishes.scheme.weight_only and node.op_type == "Gather":
+            return "weight-only schemes leave tables float; a head tied to one gets a copy of its own"
         return f"{node.op_type} is not among the operator types to quantize"
-    if any(pattern.search(name) for pattern in exclude):
+    if any(pattern.search(name) for pattern in wishes.exclude):
         return "excluded by pattern"
-    if include and not any(pattern.search(name) for pattern in include):
+    if wishes.include and not any(pattern.search(name) for pattern in wishes.include):
         return "not included by pattern"
     return None
 
 
-def _apply_policies(
-    candidates: Sequence[Target], *, explicit: bool, asked: set[str]
-) -> tuple[list[Target], list[KeptLayer]]:
+def _apply_policies(candidates: Sequence[Target], wishes: _Wishes) -> tuple[list[Target], list[KeptLayer]]:
     """Split the candidates; an explicit --include switches the policies off."""
-    if explicit:
+    if wishes.include:
         return list(candidates), []
     total = sum({t.weight: t.parameters for t in candidates}.values())
     targets: list[Target] = []
     kept: list[KeptLayer] = []
     for target in candidates:
-        reason = _policy(target, total, asked)
+        reason = _policy(target, total, wishes)
         if reason is None:
             targets.append(target)
         else:
@@ -125,14 +147,15 @@ def _apply_policies(
     return _with_tables_of(targets, kept)
 
 
-def _policy(target: Target, total: int, asked: set[str]) -> str | None:
+def _policy(target: Target, total: int, wishes: _Wishes) -> str | None:
     """Why a layer that could be quantized should not be.
 
     The first convolution sees the raw input (pixels, samples) and has few weights; a small output head
-    adds its error to the result undamped; small tables and products gain nothing.
+    adds its error to the result undamped (a weight-only one's is small, and its bytes count); small tables
+    and products gain nothing.
     """
     activation = target.activation
-    if target.kind == "conv" and target.node.op_type not in asked:
+    if target.kind == "conv" and target.node.op_type not in wishes.asked:
         if activation is not None and activation.is_graph_input():
             return "first layer: it reads the model's input"
     elif target.kind == "embedding":
@@ -141,7 +164,8 @@ def _policy(target: Target, total: int, asked: set[str]) -> str | None:
     elif target.kind == "linear":
         if target.parameters < SMALL_PRODUCT:
             return f"fewer than {SMALL_PRODUCT} weights"
-        if target.parameters < SMALL_HEAD * total and _makes_output(target.node.outputs[0]):
+        small = target.parameters < SMALL_HEAD * total and not wishes.scheme.weight_only
+        if small and _makes_output(target.node.outputs[0]):
             return "output head: sensitive, and under 5 % of the weights"
     return None
 
@@ -203,15 +227,17 @@ def _nearest(text: str, names: Sequence[str]) -> str:
 
 
 def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
+    rows = OPERATORS.values()
+    default = frozenset(operator.op_type for operator in rows if scheme.activations in operator.default_for)
     if not asked:
-        rows = OPERATORS.values()
-        return frozenset(operator.op_type for operator in rows if scheme.activations in operator.default_for)
-    known = sorted({operator.op_type for operator in OPERATORS.values()})
+        return default
+    known = sorted(default if scheme.weight_only else {operator.op_type for operator in rows})
     for name in asked:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            raise UsageError(f"unknown operator type '{name}' in --op-types: {hint}")
+            what = f"{scheme.name} does not quantize" if scheme.weight_only else "unknown operator type"
+            raise UsageError(f"{what} '{name}' in --op-types: {hint}")
     return frozenset(asked)
 
 

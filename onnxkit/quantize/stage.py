@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxkit import machine
 from onnxkit.artifact import (
     Invocation,
@@ -18,23 +20,29 @@ from onnxkit.artifact import (
     publish,
     seal,
 )
+from onnxkit.artifact.genai import check_genai_task
 from onnxkit.errors import UsageError
 from onnxkit.graph.files import load_model, save_model
+from onnxkit.graph.kv_cache import is_past
+from onnxkit.graph.shared_data import SharedData
 from onnxkit.progress import Progress
-from onnxkit.quantize.activations import Activations, DynamicActivations, StaticActivations
+from onnxkit.quantize.activations import Activations, DynamicActivations, RowActivations, StaticActivations
+from onnxkit.quantize.blockwise import Blocks, blocks_of
 from onnxkit.quantize.calibration import calibrate, without_constants
 from onnxkit.quantize.check import check_runs
 from onnxkit.quantize.data import MOST_COMPARED, DataSet, most_to_read, read_data, split
-from onnxkit.quantize.judge import Yardstick, judge, yardstick_of, yardstick_without_data
+from onnxkit.quantize.judge import Pair, Yardstick, generates, judge, yardstick_of, yardstick_without_data
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.report import Calibration, Measurement, QuantizedLayer, QuantizeReport
 from onnxkit.quantize.rewrite import prepare, rewrite
 from onnxkit.quantize.schemes import Scheme, WeightGrids, scheme_named, weight_grids
-from onnxkit.quantize.select import Selection, refuse_unsuitable, select
+from onnxkit.quantize.select import Selection, refuse_unsuitable, select_all
 from onnxkit.runtime import RuntimeOptions, open_session
 
 FILE = "model.onnx"
+SHARED = "model.onnx.data"
+"""The weights of all graphs, where there are several: what two of them read stands once."""
 
 
 def quantize_model(
@@ -67,7 +75,11 @@ def quantize_model(
     check_apart(source, out)
     check_target(out, overwrite=options.overwrite)
     model = ModelDir.open(Path(source), task=options.task)
-    job = _Job(model=model, scheme=scheme, options=options, progress=progress)
+    check_genai_task(model.task, wanted=options.genai_config)
+    job = _Job(
+        model=model, scheme=scheme, blocks=_blocks(scheme, options), options=options, progress=progress
+    )
+    _check_model(job)
     with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
         outcome = _write(job, staging)
         copy_companions(model, staging)
@@ -76,13 +88,18 @@ def quantize_model(
         seal(
             staging,
             task=model.task,
-            components={"model": FILE},
+            components=job.files,
             invocation=invocation or Invocation(stage="quantize", options=dataclasses.asdict(options)),
             parent=model,
             verified=None,
             measured=_figures(report),
+            genai_config=options.genai_config,
         )
     return report
+
+
+ROWS_FROM = 1 << 16
+"""Weights of a graph's products on average, from which on each token gets a scale of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,8 +108,20 @@ class _Job:
 
     model: ModelDir
     scheme: Scheme
+    blocks: Blocks | None
     options: QuantizeOptions
     progress: Progress
+
+    @property
+    def files(self) -> dict[str, str]:
+        """One graph is called model.onnx; several keep their names."""
+        if len(self.model.components) == 1:
+            return dict.fromkeys(self.model.components, FILE)
+        return {name: Path(component.file).name for name, component in self.model.components.items()}
+
+    def source(self, component: str) -> Path:
+        """The file of an input graph."""
+        return self.model.path / self.model.components[component].file
 
     @property
     def runtime(self) -> RuntimeOptions:
@@ -104,7 +133,7 @@ class _Job:
 class _Outcome:
     """What was written, and the samples that are left to measure on."""
 
-    selection: Selection
+    selections: Mapping[str, Selection]
     layers: tuple[QuantizedLayer, ...]
     grids: WeightGrids
     calibration: Calibration | None
@@ -124,7 +153,32 @@ def _checked(options: QuantizeOptions) -> Scheme:
         raise UsageError("--eval and --no-measure exclude one another")
     if not scheme.needs_calibration and options.calibration is not None and not _holds_out(options):
         raise UsageError(f"{scheme.name} takes no calibration set: leave --calibration away")
+    if scheme.weight_only and not options.per_channel:
+        raise UsageError(f"{scheme.name} has a scale for each block: --per-tensor does not apply")
     return scheme
+
+
+def _blocks(scheme: Scheme, options: QuantizeOptions) -> Blocks | None:
+    """How a weight-only scheme stores weights; UsageError for its options with another scheme."""
+    given = {
+        "--block-size": options.block_size,
+        "--symmetric/--asymmetric": options.symmetric,
+        "--accuracy-level": options.accuracy_level,
+    }
+    if scheme.weight_only:
+        return blocks_of(scheme.bits, options.block_size, options.symmetric, options.accuracy_level)
+    for flag, value in given.items():
+        if value is not None:
+            raise UsageError(f"{flag} applies to int8-weight and int4-weight, not to {scheme.name}")
+    return None
+
+
+def _check_model(job: _Job) -> None:
+    if job.scheme.needs_calibration and generates(job.model):
+        raise UsageError(
+            f"{job.scheme.name} cannot calibrate a model that generates yet: "
+            "use int8-dynamic, int8-weight or int4-weight"
+        )
 
 
 def _holds_out(options: QuantizeOptions) -> bool:
@@ -134,31 +188,69 @@ def _holds_out(options: QuantizeOptions) -> bool:
 
 def _write(job: _Job, staging: Path) -> _Outcome:
     """Select, calibrate, rewrite and save."""
-    path = job.model.model_file
-    graph = load_model(path)
-    refuse_unsuitable(graph, str(path))
-    graph = prepare(graph, str(path))
-    selection = select(graph, job.scheme, job.options)
+    graphs = {name: load_model(job.source(name)) for name in job.files}
+    for name, graph in graphs.items():
+        refuse_unsuitable(graph, str(job.source(name)))
+        graphs[name] = prepare(graph, str(job.source(name)))
+    selections = select_all(graphs, job.scheme, job.options)
     data, held_out = _samples(job)
     grids = weight_grids(machine.cpu())
-    job.progress.note(f"{job.scheme.name}: {len(selection.targets)} layers; weights: {grids.reason}")
-    activations: Activations = DynamicActivations()
-    calibration = None
+    count = sum(len(selection.targets) for selection in selections.values())
+    job.progress.note(f"{job.scheme.name}: {count} layers; weights: {_grid(job, grids)}")
+    ranges, calibration = None, None
     if data is not None:
+        (name,) = graphs
         scratch = staging / ".calibration"
-        ranges, calibration = calibrate(path, selection, data, scratch, job.runtime, job.progress)
-        selection = without_constants(selection, ranges)
-        activations = StaticActivations(ranges)
-    layers = tuple(_layer(target) for target in selection.targets)  # rewriting empties the nodes
-    rewrite(graph, selection.targets, activations, grids=grids, per_channel=job.options.per_channel)
-    save_model(graph, staging / FILE)
+        ranges, calibration = calibrate(
+            job.source(name), selections[name], data, scratch, job.runtime, job.progress
+        )
+        selections[name] = without_constants(selections[name], ranges)
+    layers = tuple(  # rewriting empties the nodes
+        _layer(target, name) for name, selection in selections.items() for target in selection.targets
+    )
+    shared = SharedData(staging / SHARED) if len(graphs) > 1 else None
+    for name, graph in graphs.items():
+        activations = (
+            _activations(job, graph, selections[name]) if ranges is None else StaticActivations(ranges)
+        )
+        rewrite(
+            graph, selections[name].targets, activations,
+            grids=grids, per_channel=job.options.per_channel, blocks=job.blocks,
+        )  # fmt: skip
+        save_model(graph, staging / job.files[name], shared=shared)
     return _Outcome(
-        selection=selection, layers=layers, grids=grids, calibration=calibration, held_out=held_out
+        selections=selections, layers=layers, grids=grids, calibration=calibration, held_out=held_out
     )
 
 
-def _layer(target: Target) -> QuantizedLayer:
-    return QuantizedLayer(name=target.name, op_type=target.node.op_type, parameters=target.parameters)
+def _activations(job: _Job, graph: ir.Model, selection: Selection) -> Activations:
+    """A scale for each token in graphs with a cache, where products are large: see `RowActivations`.
+
+    Its operators take about 5 µs a product; below `ROWS_FROM` weights that is more than int8 wins.
+    """
+    cached = any(is_past(value) for value in graph.graph.inputs)
+    weights = sum(target.parameters for target in selection.targets)
+    large = weights >= ROWS_FROM * len(selection.targets)
+    newer = graph.graph.opset_imports.get("", 0) >= 18  # ReduceMax takes its axes as an input
+    if not (cached and large and newer and job.blocks is None):
+        return DynamicActivations()
+    job.progress.note("activations: a scale for each token")
+    return RowActivations()
+
+
+def _grid(job: _Job, grids: WeightGrids) -> str:
+    """How weights become integers, in plain words."""
+    blocks = job.blocks
+    if blocks is None:
+        return grids.reason
+    zero = "symmetric" if blocks.symmetric else "with zero points"
+    return f"blocks of {blocks.size}, {zero}, accuracy level {blocks.accuracy_level}"
+
+
+def _layer(target: Target, component: str) -> QuantizedLayer:
+    return QuantizedLayer(
+        name=target.name, op_type=target.node.op_type, parameters=target.parameters, component=component
+    )
 
 
 def _samples(job: _Job) -> tuple[DataSet | None, DataSet | None]:
@@ -185,16 +277,20 @@ def _read(job: _Job, path: Path, most: int) -> DataSet:
 
 def _try_out(job: _Job, staging: Path, outcome: _Outcome) -> Measurement | None:
     """Load and run the result; compare it with the input model unless told not to."""
-    written = staging / FILE
-    source, result = open_session(job.model.model_file, job.runtime), open_session(written, job.runtime)
     yardstick = _yardstick(job, outcome)
-    check_runs(source, result, yardstick.cases[:2], written, [layer.name for layer in outcome.layers])
+    pairs: dict[str, Pair] = {}
+    for name, file in job.files.items():
+        written = staging / file
+        pairs[name] = Pair(
+            source=open_session(job.source(name), job.runtime), result=open_session(written, job.runtime)
+        )
+        layers = [layer.name for layer in outcome.layers if layer.component == name]
+        check_runs(pairs[name].source, pairs[name].result, yardstick.cases[name][:2], written, layers)
     if not job.options.measure:
         job.progress.note("accuracy and speed were not measured (--no-measure)")
         return None
     measurement = judge(
-        source,
-        result,
+        pairs,
         job.model,
         staging,
         yardstick,
@@ -217,10 +313,10 @@ def _yardstick(job: _Job, outcome: _Outcome) -> Yardstick:
                 "--eval is the calibration set itself: leave it away, and a part is kept out of it"
             )
         data = _read(job, options.eval, MOST_COMPARED)
-        return yardstick_of(data, name, job.progress, file=options.eval)
+        return yardstick_of(job.model, data, name, job.progress, file=options.eval, seed=options.seed)
     if held_out is not None:
         kept = ", kept out of calibration" if outcome.calibration is not None else ""
-        return yardstick_of(held_out, f"{held_out.source}{kept}", job.progress)
+        return yardstick_of(job.model, held_out, f"{held_out.source}{kept}", job.progress, seed=options.seed)
     yardstick = yardstick_without_data(job.model, options.seed)
     if options.measure:
         job.progress.warn(
@@ -247,19 +343,23 @@ def _comment(measurement: Measurement, progress: Progress) -> None:
 def _report(
     job: _Job, out: Path, staging: Path, outcome: _Outcome, measurement: Measurement | None, seconds: float
 ) -> QuantizeReport:
-    after = sum(path.stat().st_size for path in staging.glob(f"{FILE}*"))
+    written = {path for file in job.files.values() for path in staging.glob(f"{file}*")}
+    written |= {path for path in (staging / SHARED,) if path.exists()}
+    after = sum(path.stat().st_size for path in written)
+    kept = tuple(layer for selection in outcome.selections.values() for layer in selection.kept)
     cpu = machine.cpu()
     return QuantizeReport(
         out=str(out),
         scheme=job.scheme.name,
-        weight_bits=8,
-        weight_grid=outcome.grids.products,
-        weight_grid_reason=outcome.grids.reason,
+        weight_bits=job.scheme.bits,
+        weight_grid=outcome.grids.products if job.blocks is None else "blocks",
+        weight_grid_reason=_grid(job, outcome.grids),
         cpu=f"{cpu.model} ({', '.join(cpu.isa)})",
         per_channel=job.options.per_channel,
+        blocks=job.blocks,
         calibration=outcome.calibration,
         quantized=outcome.layers,
-        kept=outcome.selection.kept,
+        kept=kept,
         size_before_bytes=job.model.size_bytes,
         size_after_bytes=after,
         size_ratio=after / job.model.size_bytes,

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxkit.quantize.activations import Activations, DynamicActivations
+from onnxkit.quantize.blockwise import blocks_of
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.rewrite import prepare, rewrite
 from onnxkit.quantize.schemes import SCHEMES, WeightGrids
@@ -94,9 +95,13 @@ def quantized(
     """Select and rewrite in memory; every layer is taken, however small (`include` of everything)."""
     options = options or QuantizeOptions(include=(".",))
     graph = prepare(ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model, "model.onnx")
-    selection = select(graph, SCHEMES[options.scheme], options)
+    scheme = SCHEMES[options.scheme]
+    selection = select(graph, scheme, options)
     activations = activations or DynamicActivations()
-    rewrite(graph, selection.targets, activations, grids=grids(grid), per_channel=per_channel)
+    blocks = None
+    if scheme.weight_only:
+        blocks = blocks_of(scheme.bits, options.block_size, options.symmetric, options.accuracy_level)
+    rewrite(graph, selection.targets, activations, grids=grids(grid), per_channel=per_channel, blocks=blocks)
     return ir.to_proto(graph), selection
 
 

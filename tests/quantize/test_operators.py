@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from onnxkit.graph import ort_cpu
 from onnxkit.graph.files import load_model
 from onnxkit.graph.lowering import lower
-from onnxkit.quantize.activations import Range, StaticActivations
+from onnxkit.quantize.activations import Range, RowActivations, StaticActivations
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.weights import channel_scales, codes
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
@@ -222,3 +222,19 @@ def test_what_the_integer_operator_cannot_say_stays_float(case):
     model, selection = quantized(proto(nodes, weights, inputs={"x": [32, 32]}, outputs=("z",)))
     assert [layer.name for layer in selection.kept] == ["n"]
     assert operators(model)[0] == REFUSED[case].op_type
+
+
+def test_rows_have_scales_of_their_own():
+    """A row a thousand times as large as another costs that one no bit; a row of zeros stays zero."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"),
+        helper.make_node("Add", ["h", "b"], ["y"], name="layer/bias"),
+    ]
+    weight, bias = random(32, 8), random(8, seed=1)
+    x = random(3, 32, seed=2) * np.array([[1.0], [1000.0], [0.0]], np.float32)
+    model = proto(nodes, {"w": weight, "b": bias}, inputs={"x": ["S", 32]})
+    made, _ = quantized(model, activations=RowActivations())
+    right, got = x @ weight + bias, session(made).run({"x": x})["y"]
+    for row in range(3):
+        np.testing.assert_allclose(got[row], right[row], atol=0.03 * np.abs(right[row]).max())
+    np.testing.assert_allclose(got[2], bias, atol=1e-6)

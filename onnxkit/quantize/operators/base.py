@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxkit.errors import InputError
 from onnxkit.quantize.activations import Activations, QuantizedActivation
+from onnxkit.quantize.blockwise import BlockStore
 from onnxkit.quantize.schemes import WeightGrids
 from onnxkit.quantize.weights import Grid, WeightStore
 
@@ -79,12 +80,16 @@ class Target:
 
 @dataclasses.dataclass(kw_only=True)
 class Rewriting:
-    """What an operator needs to write its integer form into a graph."""
+    """What an operator needs to write its integer form into a graph.
+
+    `blocks` makes the weights of weight-only schemes, whose activations stay float; None for the others.
+    """
 
     graph: ir.Graph
     weights: WeightStore
     activations: Activations
     grids: WeightGrids
+    blocks: BlockStore | None = None
 
     def input_of(self, target: Target) -> QuantizedActivation:
         """The target's input as u8 codes, made before its node or by an earlier reader."""
@@ -92,6 +97,13 @@ class Rewriting:
         if value is None:
             raise InputError(f"layer '{target.name}' reads no activation")
         return self.activations.quantized(value, before=target.node, layer=target.name, graph=self.graph)
+
+    def rows_of(self, target: Target) -> QuantizedActivation:
+        """As `input_of`, with a factor for each row where the activations have one."""
+        value = target.node.inputs[0]
+        if value is None:
+            raise InputError(f"layer '{target.name}' reads no activation")
+        return self.activations.by_row(value, before=target.node, layer=target.name, graph=self.graph)
 
     def insert(self, before: ir.Node, nodes: Iterable[ir.Node]) -> None:
         """Put nodes in front of `before`, with the file's opset imports kept complete."""

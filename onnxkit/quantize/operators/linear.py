@@ -2,7 +2,8 @@
 
 Integer form: u8 activation x s8 weight -> float in one operator, `com.microsoft.MatMulIntegerToFloat`, with
 a bias that follows folded in. The output stays float: quantizing it as well took a MiniLM from cosine 0.97
-to 0.84. Products of two activations (attention's own) are never touched.
+to 0.84. Weight-only form: `com.microsoft.MatMulNBits`. Products of two activations (attention's own) are
+never touched.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class MatMul(Operator):
     """`MatMul(x, W)` with `W` [K, N], or `MatMul(x, Transpose(W))` with `W` [N, K]."""
 
     op_type = "MatMul"
+    default_for = frozenset({"dynamic", "static", "float"})
 
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """A target when the right side is a float32 matrix in the file."""
@@ -63,9 +65,10 @@ class MatMul(Operator):
         return following_bias(target)
 
     def rewrite(self, target: Target, context: Rewriting) -> None:
-        """Write MatMulIntegerToFloat over the shared quantized input."""
+        """Write MatMulIntegerToFloat over the shared quantized input, or MatMulNBits over the float one."""
         bias, result = self.bias(target)
-        nodes = integer_matmul(target, context, bias)
+        write = integer_matmul if context.blocks is None else blockwise_matmul
+        nodes = write(target, context, bias)
         context.replace(target.node, result, nodes, nodes[-1].outputs[0])
 
 
@@ -160,8 +163,29 @@ def integer_matmul(target: Target, context: Rewriting, bias: ir.Value | None) ->
     if tied:
         made.append(node("Transpose", [matrix], f"{name}/transpose_weight", attributes={"perm": [1, 0]}))
         matrix = made[0].outputs[0]
-    x = context.input_of(target)
-    zero = int8_zero(context, target.channels)
-    addend = [] if bias is None else [bias]
-    inputs = [x.codes, matrix, x.scale, scales, x.zero_point, zero, *addend]
-    return [*made, node("MatMulIntegerToFloat", inputs, name, domain=CONTRIB)]
+    x = context.rows_of(target)
+    inputs = [x.codes, matrix, x.scale, scales, x.zero_point, int8_zero(context, target.channels)]
+    if x.rows is None:
+        inputs += [] if bias is None else [bias]
+        return [*made, node("MatMulIntegerToFloat", inputs, name, domain=CONTRIB)]
+    product = node("MatMulIntegerToFloat", inputs, f"{name}/product", domain=CONTRIB)
+    made += [product, node("Mul", [product.outputs[0], x.rows], name)]
+    return made if bias is None else [*made, node("Add", [made[-1].outputs[0], bias], f"{name}/bias")]
+
+
+def blockwise_matmul(target: Target, context: Rewriting, bias: ir.Value | None) -> list[ir.Node]:
+    """MatMulNBits: float input, weights in blocks. A head tied to the embedding gets a copy of its own."""
+    store = context.blocks
+    if store is None:
+        raise ValueError("no blocks to write in")
+    weight = store.blocked(target.weight, turned=target.channel_axis == 0, layer=target.name)
+    inputs: list[ir.Value | None] = [target.node.inputs[0], weight.codes, weight.scales, weight.zero_points]
+    inputs += [None, bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes = {
+        "K": weight.depth, "N": weight.channels, "bits": store.blocks.bits, "block_size": store.blocks.size,
+    }  # fmt: skip
+    if store.blocks.accuracy_level:
+        attributes["accuracy_level"] = store.blocks.accuracy_level
+    return [node("MatMulNBits", inputs, target.name, domain=CONTRIB, attributes=attributes)]

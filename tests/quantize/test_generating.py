@@ -1,0 +1,112 @@
+"""The stage on models that generate: a decoder, an encoder and a decoder over one embedding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxkit.artifact import ModelDir
+from onnxkit.errors import UsageError
+from onnxkit.graph.kv_cache import CACHE
+from onnxkit.optimize import OptimizeOptions, optimize_model
+from onnxkit.quantize import QuantizeOptions, quantize_model, stage
+from onnxkit.quantize.schemes import SCHEMES
+from onnxkit.runtime import RuntimeOptions, open_session
+from tests.decoder_graphs import DecoderSpec, feeds
+from tests.optimize.test_decoders import decoder, encoder_decoder
+
+ONE = RuntimeOptions(threads=1)
+WITHOUT_DATA = tuple(name for name, scheme in SCHEMES.items() if not scheme.needs_calibration)
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    source = decoder(folder / "in", DecoderSpec(heads=4, kv_heads=2, size=16))
+    optimize_model(source, folder / "out", OptimizeOptions(measure=False, threads=1))
+    return folder / "out"
+
+
+def quantize(source: Path, out: Path, **options):
+    return quantize_model(source, out, QuantizeOptions(threads=1, **options))
+
+
+@pytest.mark.parametrize("scheme", WITHOUT_DATA)
+def test_a_lowered_decoder_keeps_its_cache_and_its_answers(lowered, tmp_path, scheme):
+    report = quantize(lowered, tmp_path / "out", scheme=scheme, measure=False)
+    names = {layer.name for layer in report.quantized}
+    assert "lm_head" in names
+    assert any("q_proj,k_proj,v_proj" in name for name in names)
+    before, after = (open_session(path / "model.onnx", ONE) for path in (lowered, tmp_path / "out"))
+    assert after.metadata[CACHE] == "shared"
+    assert not onnx.load(tmp_path / "out/model.onnx").graph.value_info
+    spec = DecoderSpec(heads=4, kv_heads=2, size=16)
+    for case in (feeds(spec, new=6), feeds(spec, new=1, past=6, buffer=12)):
+        right, got = (one.run(case)["logits"].reshape(-1) for one in (before, after))
+        assert right @ got / np.sqrt((right @ right) * (got @ got)) > (0.9 if "int4" in scheme else 0.995)
+
+
+def test_int8_gives_a_row_what_it_gets_alone(lowered, tmp_path, monkeypatch):
+    """Each token has a scale of its own: what stands beside it in the batch does not matter."""
+    monkeypatch.setattr(stage, "ROWS_FROM", 0)
+    quantize(lowered, tmp_path / "out", scheme="int8-dynamic", measure=False)
+    session = open_session(tmp_path / "out/model.onnx", ONE)
+    spec = DecoderSpec(heads=4, kv_heads=2, size=16)
+    both = feeds(spec, new=6, pads=(0, 0))
+    whole = session.run(both)["logits"]
+    for row in range(2):
+        alone = session.run({name: array[row : row + 1] for name, array in both.items()})["logits"]
+        np.testing.assert_allclose(whole[row], alone[0], atol=1e-4)
+
+
+def test_a_decoder_is_measured_on_one_step(lowered, tmp_path):
+    report = quantize(lowered, tmp_path / "out", scheme="int8-weight", block_size=16, symmetric=False)
+    assert report.weight_bits == 8
+    assert report.blocks.size == 16
+    assert not report.blocks.symmetric
+    assert report.measurement.speed.shape.startswith("one token after ")
+    assert [one.output for one in report.measurement.agreement] == ["logits"]
+
+
+@pytest.mark.parametrize("scheme", WITHOUT_DATA)
+def test_both_graphs_of_an_encoder_decoder_are_quantized(tmp_path, scheme):
+    source = encoder_decoder(tmp_path / "in")
+    report = quantize(
+        source, tmp_path / "out", scheme=scheme, include=(".",), measure=scheme == "int8-dynamic"
+    )
+    assert {layer.component for layer in report.quantized} == {"encoder", "decoder"}
+    assert {layer.component for layer in report.kept} <= {"encoder", "decoder"}
+    directory = ModelDir.open(tmp_path / "out")
+    assert set(directory.components) == {"encoder", "decoder"}
+    assert (tmp_path / "out/model.onnx.data").stat().st_size < report.size_after_bytes
+    for component in directory.components.values():
+        open_session(tmp_path / "out" / component.file, ONE)
+
+
+def test_patterns_may_match_in_one_graph_only(tmp_path):
+    source = encoder_decoder(tmp_path / "in")
+    report = quantize(source, tmp_path / "out", include=("cross_attn",), measure=False)
+    assert {layer.component for layer in report.quantized} == {"decoder"}
+    with pytest.raises(UsageError, match="matches no node"):
+        quantize(source, tmp_path / "other", include=("nowhere",), measure=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"scheme": "int8-static", "calibration": Path("x.jsonl")},
+            "cannot calibrate a model that generates",
+        ),
+        ({"scheme": "int8-dynamic", "block_size": 32}, "--block-size applies to"),
+        ({"scheme": "int8-dynamic", "symmetric": False}, "--symmetric/--asymmetric applies to"),
+        ({"scheme": "int4-weight", "per_channel": False}, "--per-tensor does not apply"),
+        ({"scheme": "int4-weight", "block_size": 33}, "--block-size 33"),
+    ],
+)
+def test_what_does_not_apply_is_a_usage_error(lowered, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        quantize(lowered, tmp_path / "out", **options)
