@@ -87,7 +87,7 @@ samples: $(STAMP)  ## retrain the sample models (about 20 minutes on 2 cores)
 bench: $(STAMP) $(MINILM)  ## the MiniLM table of docs/benchmarks.md, measured here
 	$(BIN)/python benchmarks/minilm.py
 
-interop: $(STAMP)  ## load our exports in optimum-onnx, sentence-transformers and plain onnxruntime
+interop: $(STAMP)  ## load our exports in optimum-onnx, onnxruntime-genai, sentence-transformers and others
 	benchmarks/interop/run
 
 wheel-check: $(STAMP)  ## build the wheel and use it in empty environments, away from the checkout

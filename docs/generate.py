@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
@@ -80,12 +80,32 @@ class Index(TypedDict):
     index: int
 
 
+class Continuation(TypedDict, total=False):
+    """One of several outputs for a prompt; score where it was searched with beams."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    new_tokens: int
+    score: float
+
+
+class Segment(TypedDict):
+    """A stretch of speech, in seconds from the beginning."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
 class Record(Index, total=False):
     """One result of `onnxkit run`; which fields it has depends on the task.
 
     Classification: label, score, scores (the best labels), labels (of multi-label models). Embeddings:
     embedding, or embeddings (one for each token or patch). Entities: entities, tokens. Filled masks:
-    tokens (for each mask its candidates), text. Answers: answer, score, start, end, answers.
+    tokens (for each mask its candidates), text. Answers: answer, score, start, end, answers. Generated
+    text: text (what is new), finish_reason, new_tokens, prompt_tokens, sequences (where several were asked
+    for). Speech: text, language, duration_s, segments. `--score`: log_probability (nats), scored_tokens,
+    perplexity.
     """
 
     label: str
@@ -101,6 +121,16 @@ class Record(Index, total=False):
     start: int
     end: int
     answers: list[Answer]
+    finish_reason: Literal["stop", "length", "interrupted"]
+    new_tokens: int
+    prompt_tokens: int
+    sequences: list[Continuation]
+    language: str
+    duration_s: float
+    segments: list[Segment]
+    log_probability: float
+    scored_tokens: int
+    perplexity: float
 
 
 class Tensor(TypedDict):

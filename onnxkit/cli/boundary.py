@@ -23,6 +23,8 @@ _EXTRAS = {
     "safetensors": "export",
     "huggingface_hub": "export",
     "pyarrow": "data",
+    "gguf": "gguf",
+    "peft": "adapter",
 }
 _OUTPUT_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE,

@@ -108,6 +108,17 @@ class Console(Progress):
         """Print one line of data for people."""
         print(clean(text), file=self.out)
 
+    def prose(self, text: str, end: str = "\n") -> None:
+        """Print text that a model wrote, with its lines; a terminal gets no control characters of it."""
+        self.piece(text + end)
+
+    def piece(self, text: str) -> None:
+        """Print a piece of such a text at once, without a line end."""
+        if self.out.isatty():
+            text = "\n".join("\t".join(map(clean, line.split("\t"))) for line in text.split("\n"))
+        self.out.write(text)
+        self.out.flush()
+
     def heading(self, text: str) -> None:
         """Print a title above facts or a table."""
         line = clean(text)

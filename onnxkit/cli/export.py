@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +15,16 @@ from onnxkit.cli.settings import invocation
 from onnxkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxkit.export.report import ExportReport
+    from onnxkit.export.report import ExportedGraph, ExportReport, GenerationCheck
+    from onnxkit.runtime import TensorSpec
 
 EXAMPLES = """
 onnxkit export ./my-checkpoint build/my-model
 onnxkit export sentence-transformers/all-MiniLM-L6-v2 build/minilm
 onnxkit export -m bert-base-uncased --task fill-mask build/bert
 onnxkit export ./checkpoint build/half --dtype fp16 --overwrite
+onnxkit export --gguf SmolLM2-135M-Instruct.Q4_1.gguf build/smollm2
+onnxkit export ./base-model build/tuned --adapter ./lora --genai-config
 onnxkit export ./checkpoint build/model --json | jq .result.size_bytes
 """
 
@@ -31,6 +36,22 @@ Out = Annotated[Path | None, typer.Argument(metavar="OUT", help="The directory t
 ModelOption = Annotated[
     str | None,
     options.option("--model", "-m", metavar="MODEL", help="The same as MODEL, as other tools spell it."),
+]
+Gguf = Annotated[
+    Path | None,
+    options.option("--gguf", metavar="FILE", help="A GGUF file as the model; its weights are dequantized."),
+]
+Adapter = Annotated[
+    Path | None,
+    options.option("--adapter", metavar="DIR", help="A LoRA adapter (peft) to merge into the weights."),
+]
+Layout = Annotated[
+    str,
+    options.option(
+        "--layout",
+        choices=("onnxkit", "optimum"),
+        help="optimum: encoder-decoders as optimum and transformers.js expect them, over the same weights.",
+    ),
 ]
 Task = Annotated[
     str,
@@ -87,11 +108,15 @@ def export(
     model: Model = None,
     out: Out = None,
     model_option: ModelOption = None,
+    gguf: Gguf = None,
+    adapter: Adapter = None,
     task: Task = "auto",
     exporter: Exporter = "auto",
     dtype: Dtype = "fp32",
     opset: Opset = 18,
     verify: Verify = True,
+    layout: Layout = "onnxkit",
+    genai_config: options.GenaiConfig = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
     revision: Revision = None,
@@ -105,10 +130,14 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Export a Transformers checkpoint to ONNX, checked against PyTorch."""
-    source, target = _paths(model, out, model_option)
+    if gguf is not None:
+        options.reject(model_option is not None, "--gguf", "--model names another model")
+        if gguf.is_dir():
+            raise UsageError(f"--gguf {gguf} is a directory: name the file")
+    source, target = _paths(model, out, model_option if gguf is None else str(gguf))
     from onnxkit.export import ExportOptions, export_model
 
-    chosen: dict[str, Any] = {"exporter": exporter, "dtype": dtype}  # checked as choices
+    chosen: dict[str, Any] = {"exporter": exporter, "dtype": dtype, "layout": layout}  # checked as choices
     report = export_model(
         source,
         target,
@@ -122,6 +151,8 @@ def export(
             subfolder=subfolder,
             token=token,
             offline=offline,
+            adapter=adapter,
+            genai_config=genai_config,
             overwrite=overwrite,
             seed=seed,
             **chosen,
@@ -136,7 +167,7 @@ def _paths(model: str | None, out: Path | None, model_option: str | None) -> tup
     """Return checkpoint and target of `export MODEL OUT` or `export -m MODEL OUT`."""
     if model_option is not None:
         if out is not None:
-            raise UsageError("the model is given twice: as an argument and with --model")
+            raise UsageError("the model is given twice: as an argument and with --model or --gguf")
         model, out = model_option, None if model is None else Path(model)
     if not model:
         raise UsageError("missing argument MODEL (see onnxkit export --help)")
@@ -152,11 +183,15 @@ def show(console: Console, report: ExportReport) -> None:
             ("wrote", report.out),
             ("from", report.source + (f" at {report.commit}" if report.commit else "")),
             ("task", f"{report.task} ({report.model_class})"),
-            ("graph", f"{report.dtype}, opset {report.opset}, {_graph(report)}"),
-            ("level", f"{report.level}: {report.level_reason}"),
-            *(("gave up", f"{one.level}: {one.reason}") for one in report.trials if not one.accepted),
+            ("graph", f"{report.dtype}, opset {report.opset}"),
+            *((_title(report, one.part), _graph(one)) for one in report.graphs),
+            *(
+                ("level" if one.accepted else "gave up", f"{_of(report, one.part)}{one.level}: {one.reason}")
+                for one in report.trials
+            ),
             ("size", figures.exact_size(report.size_bytes)),
             ("verified", _verified(report)),
+            *((("generates", _generates(report.generation)),) if report.generation is not None else ()),
             (
                 "took",
                 f"{figures.seconds(report.total_s)}, and {_verifying(report)} for the verification",
@@ -167,9 +202,10 @@ def show(console: Console, report: ExportReport) -> None:
     console.table(
         (Column("in/out"), Column("name"), Column("dtype"), Column("shape", wide=True)),
         [
-            (way, spec.name, spec.dtype, figures.shape(spec.shape))
-            for way, specs in (("input", report.inputs), ("output", report.outputs))
-            for spec in specs
+            (f"{_of(report, graph.part)}{way}", name, spec.dtype, figures.shape(spec.shape))
+            for graph in report.graphs
+            for way, specs in (("input", graph.inputs), ("output", graph.outputs))
+            for name, spec in _once_a_layer(specs).items()
         ],
     )
     console.heading("Files")
@@ -179,10 +215,35 @@ def show(console: Console, report: ExportReport) -> None:
     )
 
 
-def _graph(report: ExportReport) -> str:
-    regions = ", ".join(f"{count} {name}" for name, count in report.regions.items())
-    counts = f"{figures.plural(report.nodes, 'node')}, {report.parameters:,} parameters"
+def _graph(graph: ExportedGraph) -> str:
+    regions = ", ".join(f"{count} {name}" for name, count in graph.regions.items())
+    counts = f"{figures.plural(graph.nodes, 'node')}, {graph.parameters:,} parameters"
     return f"{counts} ({regions})" if regions else counts
+
+
+def _title(report: ExportReport, part: str) -> str:
+    return part if len(report.graphs) > 1 else "holds"
+
+
+def _of(report: ExportReport, part: str) -> str:
+    """Which graph a line is about, where there are several."""
+    return f"{part} " if len(report.graphs) > 1 else ""
+
+
+def _once_a_layer(specs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
+    """Inputs or outputs by name; those of a cache's layers as one, `past_key_values.N.key`."""
+    named: dict[str, TensorSpec] = {}
+    for spec in specs:
+        named.setdefault(re.sub(r"\.\d+\.", ".N.", spec.name), spec)
+    return named
+
+
+def _generates(check: GenerationCheck) -> str:
+    told = f"{check.tokens} tokens in each of {check.rows} rows as transformers' greedy generate"
+    if not check.near_ties:
+        return told
+    steps = ", ".join(str(step + 1) for step in check.near_ties)
+    return f"{told}; {figures.plural(len(check.near_ties), 'row')} up to a near tie (token {steps})"
 
 
 def _verifying(report: ExportReport) -> str:

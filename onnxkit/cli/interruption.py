@@ -8,6 +8,8 @@ raised again at the next word of progress.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -35,6 +37,31 @@ def forget() -> None:
     """Start afresh: what comes next was not asked to stop."""
     global _pending
     _pending = None
+
+
+@contextmanager
+def noted() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C only be known, through the function that is yielded; a second one raises."""
+    count = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            _on_signal(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: count > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def raised() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C raise as everywhere; what is yielded says no."""
+    yield lambda: False
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:

@@ -49,6 +49,7 @@ def optimize(
     level: Level = 2,
     disable_fusion: DisableFusion = None,
     measure: Measure = True,
+    genai_config: options.GenaiConfig = False,
     task: options.Task = None,
     ep: options.Ep = "cpu",
     threads: options.Threads = None,
@@ -70,6 +71,7 @@ def optimize(
             disable_fusions=tuple(disable_fusion or ()),
             task=task,
             measure=measure,
+            genai_config=genai_config,
             overwrite=overwrite,
             seed=seed,
             threads=threads,
@@ -104,6 +106,8 @@ def _show_component(console: Console, change: ComponentChange) -> None:
         ("left out", f"{one.name}: differs by {figures.difference(one.worst)} ({one.output}, {one.case})")
         for one in change.dropped
     ]
+    if change.shared_cache:
+        facts.append(("cache", "keys and values stay in place: a step copies none"))
     if change.kept_float32:
         facts.append(("in float32", figures.plural(len(change.kept_float32), "node")))
     console.facts([*facts, ("checked", _checked(change.check)), ("speed", _speed(change.speed))])

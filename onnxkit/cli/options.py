@@ -153,6 +153,9 @@ Debug = Annotated[
     ),
 ]  # fmt: skip
 Overwrite = Annotated[bool, option("--overwrite", help="Replace an output that exists.", panel=OUTPUT)]
+GenaiConfig = Annotated[
+    bool, option("--genai-config", help="Write genai_config.json, too, for onnxruntime-genai.", panel=OUTPUT)
+]
 Task = Annotated[
     str | None,
     option("--task", "-t", metavar="TASK", help="What the model does, as transformers names its pipelines."),

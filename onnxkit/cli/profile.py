@@ -20,6 +20,7 @@ onnxkit profile build/bert
 onnxkit profile build/bert build/bert-int8 --batch 1,8 --sequence 16,128 --seconds 3
 onnxkit profile build/bert --ep cpu,cuda --threads 1,2
 onnxkit profile build/bert --trace trace.json
+onnxkit profile build/llama build/llama-int4 --prefill 128,512 --depth 32,512,1024 --threads 1
 onnxkit profile build/bert --json | jq '.result.models[0].measurements[0].latency.p50_ms'
 """
 SHOWN = 8
@@ -32,6 +33,22 @@ Batch = Annotated[str | None, options.option("--batch", metavar="N,…", help="B
 Sequence = Annotated[
     str | None,
     options.option("--sequence", metavar="N,…", help="Tokens a sample. [default: 128]"),
+]
+Prefill = Annotated[
+    str | None,
+    options.option(
+        "--prefill",
+        metavar="N,…",
+        help="Tokens of the prompts, for models that generate. [default: 128,512 as far as they fit]",
+    ),
+]
+Depth = Annotated[
+    str | None,
+    options.option(
+        "--depth",
+        metavar="N,…",
+        help="Tokens in the cache before a decoding step. [default: 32,512 as far as they fit]",
+    ),
 ]
 Padding = Annotated[
     str,
@@ -77,6 +94,8 @@ def profile(
     models: Models,
     batch: Batch = None,
     sequence: Sequence = None,
+    prefill: Prefill = None,
+    depth: Depth = None,
     padding: Padding = "none",
     runs: Runs = None,
     seconds: Seconds = None,
@@ -111,6 +130,8 @@ def profile(
             ep_options=options.split_pairs(ep_option, "--ep-option"),
             batch=options.split_integers(batch, "--batch") or None,
             sequence=options.split_integers(sequence, "--sequence") or None,
+            prefill=options.split_integers(prefill, "--prefill") or None,
+            depth=options.split_integers(depth, "--depth") or None,
             threads=options.split_integers(threads, "--threads") or None,
             runs=runs,
             seconds=seconds,
@@ -145,12 +166,16 @@ def show(console: Console, report: ProfileReport) -> None:
         ],
         [_model_row(name, model) for name, model in zip(names, report.models, strict=True)],
     )
-    console.heading("Latency of a run, in ms")
-    _show_times(console, names, report.models)
-    console.heading("Throughput and memory")
-    _show_rates(console, names, report.models)
+    if report.models[0].generation is not None:
+        _show_generation(console, names, report.models)
+    else:
+        console.heading("Latency of a run, in ms")
+        _show_times(console, names, report.models)
+        console.heading("Throughput and memory")
+        _show_rates(console, names, report.models)
     for name, model in zip(names, report.models, strict=True):
-        _show_operators(console, name, model.measurements[-1])
+        shown = next((row for row in reversed(model.measurements) if row.operators), model.measurements[-1])
+        _show_operators(console, name, shown)
         for node in model.session.fallback_nodes[:SHOWN]:
             console.line(f"not on {model.session.provider}: {node}")
     for note in report.notes:
@@ -206,7 +231,7 @@ def _show_times(console: Console, names: list[str], models: tuple[ModelProfile, 
 
 
 def _time_row(name: str, row: Measurement) -> tuple[str, ...]:
-    latency, ratio = row.latency, row.ratio
+    latency = row.latency
     doubt = "*" if row.cautions else ""
     return (
         name,
@@ -215,8 +240,12 @@ def _time_row(name: str, row: Measurement) -> tuple[str, ...]:
         f"{figures.digits(latency.mean_ms)}{doubt}",
         str(latency.runs),
         figures.digits(row.first_run_ms),
-        "" if ratio is None else f"{ratio.paired:.2f} ± {ratio.paired_error:.2f}",
+        _ratio(row),
     )
+
+
+def _ratio(row: Measurement) -> str:
+    return "" if row.ratio is None else f"{row.ratio.paired:.2f} ± {row.ratio.paired_error:.2f}"
 
 
 def _show_rates(console: Console, names: list[str], models: tuple[ModelProfile, ...]) -> None:
@@ -230,6 +259,71 @@ def _show_rates(console: Console, names: list[str], models: tuple[ModelProfile, 
             rows.append((name, _shape(row), *(figures.digits(rate) for rate in rates), memory))
     columns = [Column("model"), Column("shape", number=True)]
     console.table([*columns, *(Column(title, number=True) for title in titles)], rows)
+    if any(row.cautions for model in models for row in model.measurements):
+        console.line("* do not trust this figure much: see the warnings")
+
+
+def _show_generation(console: Console, names: list[str], models: tuple[ModelProfile, ...]) -> None:
+    """Print prompts, steps, and what both take of the memory."""
+    console.heading("Prompts")
+    _show_phase(console, names, models, "prefill", ("tokens", "tokens/s", "first token ms", "p90 ms"))
+    console.heading("Decoding")
+    _show_phase(console, names, models, "decode", ("cached", "tokens/s", "step ms", "p90 ms", "bandwidth"))
+    _show_memory(console, names, models)
+
+
+def _show_phase(
+    console: Console, names: list[str], models: tuple[ModelProfile, ...], phase: str, titles: tuple[str, ...]
+) -> None:
+    ratio = ("time to the first model",) if len(models) > 1 else ()
+    console.table(
+        [Column("model"), *(Column(title, number=True) for title in (*titles, *ratio))],
+        [
+            (name, *_phase_cells(row)[: len(titles)], *([_ratio(row)] if ratio else []))
+            for index in range(max(len(model.measurements) for model in models))
+            for name, model in zip(names, models, strict=True)
+            for row in model.measurements[index : index + 1]
+            if row.phase == phase
+        ],
+    )
+
+
+def _phase_cells(row: Measurement) -> tuple[str, ...]:
+    return (
+        _shape(row),
+        "" if row.tokens_per_s is None else figures.digits(row.tokens_per_s),
+        f"{figures.digits(row.latency.p50_ms)}{'*' if row.cautions else ''}",
+        figures.digits(row.latency.p90_ms),
+        "" if row.bandwidth_share is None else figures.share(row.bandwidth_share, 1),
+    )
+
+
+def _show_memory(console: Console, names: list[str], models: tuple[ModelProfile, ...]) -> None:
+    console.heading("Memory")
+    titles = (
+        "weights read a step MB",
+        "memory GB/s",
+        "cache a token kB",
+        "cache of the context MB",
+        "peak MB",
+    )
+    rows = []
+    for name, model in zip(names, models, strict=True):
+        facts = model.generation
+        if facts is not None:
+            context = "" if facts.cache_bytes is None else figures.megabytes(facts.cache_bytes)
+            figures_ = (
+                figures.megabytes(facts.weights_read_bytes),
+                figures.digits(facts.memory_read_bytes_per_s / 1e9),
+                figures.digits(facts.cache_bytes_per_token / 1e3),
+                f"{context} ({facts.context})" if context else "no limit",
+                figures.megabytes(max(row.peak_memory_bytes for row in model.measurements)),
+            )
+            rows.append((name, *figures_, "one buffer" if facts.shared_cache else "copied each step"))
+    console.table([Column("model"), *(Column(title, number=True) for title in titles), Column("cache")], rows)
+    console.line(
+        "bandwidth: what a step must read (weights, keys, values) of what this machine reads meanwhile"
+    )
     if any(row.cautions for model in models for row in model.measurements):
         console.line("* do not trust this figure much: see the warnings")
 

@@ -20,8 +20,9 @@ onnxkit quantize build/bert build/bert-int8 --eval held-out.jsonl --column text=
 onnxkit quantize build/bert build/bert-static --scheme int8-static --calibration train.jsonl
 onnxkit quantize build/vit build/vit-int8 --scheme int8-static --calibration photos/ --samples 64
 onnxkit quantize build/bert build/bert-mixed --exclude 'layer\\.0\\.' --exclude pooler
+onnxkit quantize build/gpt2 build/gpt2-int4 --scheme int4-weight --block-size 64
 """
-SCHEMES = ("int8-dynamic", "int8-static")
+SCHEMES = ("int8-dynamic", "int8-static", "int8-weight", "int4-weight")
 
 Scheme = Annotated[
     str, options.option("--scheme", help="How weights and activations become integers.", choices=SCHEMES)
@@ -54,6 +55,32 @@ PerChannel = Annotated[
         "--per-channel/--per-tensor", help="One weight scale per output channel, or one per tensor."
     ),
 ]
+BlockSize = Annotated[
+    int | None,
+    options.option(
+        "--block-size",
+        metavar="N",
+        help="Weights that share a scale in int8-weight and int4-weight: 16, 32, 64, 128, 256.",
+        show_default="32",
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    options.option(
+        "--symmetric/--asymmetric",
+        help="Blocks without zero points (faster), or with.",
+        show_default="symmetric",
+    ),
+]
+AccuracyLevel = Annotated[
+    int | None,
+    options.option(
+        "--accuracy-level",
+        metavar="0-4",
+        help="What blocks are multiplied in: 0 any, 1 fp32, 2 fp16, 3 bf16, 4 int8.",
+        show_default="4",
+    ),
+]
 Include = Annotated[
     list[str] | None,
     options.option("--include", metavar="REGEX", help="Quantize only nodes whose name matches (repeat)."),
@@ -82,10 +109,14 @@ def quantize(
     evaluation: Evaluation = None,
     column: options.Columns = None,
     per_channel: PerChannel = True,
+    block_size: BlockSize = None,
+    symmetric: Symmetric = None,
+    accuracy_level: AccuracyLevel = None,
     include: Include = None,
     exclude: Exclude = None,
     op_types: OpTypes = None,
     measure: Measure = True,
+    genai_config: options.GenaiConfig = False,
     task: options.Task = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -94,7 +125,7 @@ def quantize(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Quantize a model to int8, and measure what it costs and what it gains."""
+    """Quantize a model to int8 or int4, and measure what it costs and what it gains."""
     options.reject(
         given(ctx, "samples") and calibration is None, named(ctx, "samples"), "there is no --calibration set"
     )
@@ -115,11 +146,15 @@ def quantize(
             calibration=calibration,
             samples=samples,
             per_channel=per_channel,
+            block_size=block_size,
+            symmetric=symmetric,
+            accuracy_level=accuracy_level,
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             op_types=options.split_list(op_types),
             eval=evaluation,
             measure=measure,
+            genai_config=genai_config,
             columns=options.split_pairs(column, "--column"),
             task=task,
             overwrite=overwrite,
@@ -137,6 +172,7 @@ def show(console: Console, report: QuantizeReport) -> None:
     layers = len(report.quantized) + len(report.kept)
     before, after = report.size_before_bytes, report.size_after_bytes
     granularity = "per channel" if report.per_channel else "per tensor"
+    granularity = granularity if report.blocks is None else f"in blocks of {report.blocks.size}"
     console.facts(
         [
             ("wrote", report.out),

@@ -101,6 +101,24 @@ def _scored(sample: str, record: Record) -> list[Row]:
     return [(sample, score(record["score"]))]
 
 
+def _timed(sample: str, record: Record) -> list[Row]:
+    samples = itertools.chain([sample], itertools.repeat(""))
+    found = [(f"{one['start_s']:.2f}-{one['end_s']:.2f}", str(one["text"])) for one in record["segments"]]
+    return [(name, *row) for name, row in zip(samples, found or [("", "(none)")], strict=False)]
+
+
+def _generated(sample: str, record: Record) -> list[Row]:
+    return [
+        (
+            "" if rank else sample,
+            str(one["text"]).replace("\n", " ⏎ "),
+            str(one.get("new_tokens", "")),
+            str(one.get("finish_reason", "")),
+        )
+        for rank, one in enumerate(record.get("sequences", [record]))
+    ]
+
+
 def _anything(sample: str, record: Record) -> list[Row]:
     fields = {key: value for key, value in record.items() if key != "index"}
     return [(sample, json.dumps(to_plain(fields), ensure_ascii=False))]
@@ -119,6 +137,10 @@ LAYOUTS: dict[str, Layout] = {
     "embeddings": Layout(
         (_SAMPLE, Column("vectors", number=True), Column("values", number=True)), _many_embedded
     ),
+    "segments": Layout((_SAMPLE, Column("seconds", number=True), Column("text", wide=True)), _timed),
+    "text": Layout(
+        (_SAMPLE, Column("text", wide=True), Column("new tokens", number=True), Column("end")), _generated
+    ),
     "score": Layout((_SAMPLE, _SCORE), _scored),
 }
 _FALLBACK = Layout((_SAMPLE, Column("record", wide=True)), _anything)
@@ -132,10 +154,15 @@ def layout_of(record: Record) -> Layout:
 def sample_text(sample: Mapping[str, Any]) -> str:
     """Return what identifies a sample, in at most SAMPLE_WIDTH characters."""
     parts = [str(sample[column]) for column in SAMPLE_COLUMNS if sample.get(column) is not None]
+    messages = sample.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
+        parts.append(str(messages[-1].get("content", "")))
     text = " | ".join(parts)
     if len(text) <= SAMPLE_WIDTH:
         return text
-    return f"…{text[1 - SAMPLE_WIDTH :]}" if "image" in sample else f"{text[: SAMPLE_WIDTH - 1]}…"
+    if sample.keys() & {"image", "audio"}:  # the end of a path tells more
+        return f"…{text[1 - SAMPLE_WIDTH :]}"
+    return f"{text[: SAMPLE_WIDTH - 1]}…"
 
 
 def show(console: Console, stream: Iterable[Record], shown: Any) -> None:

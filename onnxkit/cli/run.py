@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxkit.cli import figures, options, raw, records
+from onnxkit.cli import chat, figures, generating, options, raw, records
 from onnxkit.cli.console import Console
+from onnxkit.cli.generation_options import ENGINE, GENERATING_TASK, GENERATION, WAYS
+from onnxkit.cli.groups import chosen, reject_given, with_groups
 from onnxkit.cli.samples import Request, count, from_command_line
-from onnxkit.cli.settings import given, named
+from onnxkit.cli.task_options import TASK_OPTIONS
 
 if TYPE_CHECKING:
+    from onnxkit.artifact import ModelDir
     from onnxkit.predictor import Predictor
+    from onnxkit.tasks import Task
 
 EXAMPLES = """
 onnxkit run build/sentiment "I liked it." "I did not."
@@ -24,18 +28,16 @@ onnxkit run build/reranker --pair "how tall is it" "It is 8 m tall."
 onnxkit run build/qa --question "Who wrote it?" --context "Ada wrote it in 1843."
 onnxkit run build/vit cat.png dog.png --top-k 3
 cat lines.txt | onnxkit run build/minilm --file - --json
+onnxkit run build/gpt2 "The future of AI is" --num-return-sequences 3 --max-length 50
+onnxkit run build/nllb "Good morning." --source-lang eng_Latn --target-lang deu_Latn
+onnxkit run build/llama --chat --system "Answer in one sentence."
+onnxkit run build/whisper talk.wav --language en --subtitles srt > talk.srt
 onnxkit run build/encoder --inputs tensors.npz --output outputs.npz
 """
 
-TASK = "Task"
-TASK_OPTIONS = (
-    "top_k", "max_length", "stride", "pooling", "normalize", "aggregation", "activation",
-    "max_answer_length", "null_answers",
-)  # fmt: skip
-
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[INPUT]...", help="Texts, or paths of images; - is standard input."),
+    typer.Argument(metavar="[INPUT]...", help="Texts, or paths of images or audio; - is standard input."),
 ]
 Pair = Annotated[
     tuple[str, str] | None,
@@ -56,7 +58,7 @@ File = Annotated[
         "-f",
         metavar="FILE|DIR",
         panel=options.DATA,
-        help="Samples: txt, jsonl, csv, parquet, a folder of images, - for standard input.",
+        help="Samples: txt, jsonl, csv, parquet, a folder of images or audio, - for standard input.",
     ),
 ]
 Format = Annotated[
@@ -91,72 +93,16 @@ Jsonl = Annotated[
     bool,
     options.option("--jsonl", help="Print one JSON object a line, as results come.", panel=options.OUTPUT),
 ]
-TopK = Annotated[
-    int | None,
-    options.option("--top-k", metavar="K", help="Answers for each sample.", panel=TASK, min=1),
-]
-MaxLength = Annotated[
-    int | None,
-    options.option("--max-length", metavar="N", help="Cut texts after N tokens.", panel=TASK, min=1),
-]
-Stride = Annotated[
-    int | None,
-    options.option(
-        "--stride",
-        metavar="N",
-        panel=TASK,
-        min=0,
-        help="Read long texts in windows that overlap by N tokens.",
-    ),
-]
-Pooling = Annotated[
-    str | None,
-    options.option(
-        "--pooling",
-        panel=TASK,
-        choices=("mean", "cls", "max", "last", "none"),
-        metavar="HOW",
-        help="Vector of a text from those of its tokens: mean, cls, max, last, none.",
-    ),
-]
-Normalize = Annotated[
-    bool | None,
-    options.option("--normalize/--no-normalize", help="Scale vectors to length 1.", panel=TASK),
-]
-Aggregation = Annotated[
-    str | None,
-    options.option(
-        "--aggregation",
-        panel=TASK,
-        metavar="HOW",
-        choices=("none", "simple", "first", "average", "max"),
-        help="How tokens join to entities: none, simple, first, average, max.",
-    ),
-]
-Activation = Annotated[
-    str | None,
-    options.option(
-        "--activation",
-        panel=TASK,
-        metavar="NAME",
-        choices=("softmax", "sigmoid", "none"),
-        help="From logits to scores: softmax, sigmoid, none.",
-    ),
-]
-MaxAnswerLength = Annotated[
-    int | None,
-    options.option("--max-answer-length", metavar="N", help="Tokens of an answer.", panel=TASK, min=1),
-]
-NullAnswers = Annotated[
-    bool | None,
-    options.option("--null-answers/--no-null-answers", help="Allow no answer as an answer.", panel=TASK),
-]
 BatchSize = Annotated[
     int,
     options.option("--batch-size", metavar="N", help="Samples run together.", panel=options.RUNTIME, min=1),
 ]
 
+GROUPS = (TASK_OPTIONS, WAYS, GENERATING_TASK, GENERATION, ENGINE)
+ALL = tuple(name for group in GROUPS for name in group)
 
+
+@with_groups(*GROUPS)
 def run(
     ctx: typer.Context,
     model: options.Directory,
@@ -172,15 +118,6 @@ def run(
     overwrite: options.Overwrite = False,
     jsonl: Jsonl = False,
     task: options.Task = None,
-    top_k: TopK = None,
-    max_length: MaxLength = None,
-    stride: Stride = None,
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    aggregation: Aggregation = None,
-    activation: Activation = None,
-    max_answer_length: MaxAnswerLength = None,
-    null_answers: NullAnswers = None,
     batch_size: BatchSize = 8,
     ep: options.Ep = "cpu",
     ep_option: options.EpOption = None,
@@ -190,38 +127,62 @@ def run(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Run a model on texts, images or raw tensors, and print what it says."""
+    """Run a model on texts, images, audio or raw tensors, and print what it says."""
     options.reject(json and jsonl, "--jsonl", "--json prints one document")
     runtime = options.runtime_options(ep, ep_option, threads, graph_optimization)
     request = Request(
         inputs=tuple(inputs or ()), pair=pair, question=question, context=context, file=file, format=format,
-        columns=options.split_pairs(column, "--column"), tensors=tensors,
+        columns=options.split_pairs(column, "--column"), tensors=tensors, messages=ctx.params["messages"],
+        chat=bool(ctx.params["chat"]),
     )  # fmt: skip
     request.check()
+    if ctx.params["subtitles"]:
+        options.reject(json or jsonl, "--subtitles", "--json and --jsonl print records (see --timestamps)")
+        options.reject(not request.single, "--subtitles", "a subtitle file is of one recording")
     if tensors is not None:
-        _reject_all(ctx, (*TASK_OPTIONS, "batch_size", "task", "jsonl"), "raw tensors are run as they are")
+        reject_given(ctx, (*ALL, "batch_size", "task", "jsonl"), "raw tensors are run as they are")
         raw.run(ctx.obj, model, tensors, runtime, output=output, overwrite=overwrite)
         return
-    _reject_all(ctx, ("output", "overwrite"), "only the outputs of --inputs are written to a file")
+    reject_given(ctx, ("output", "overwrite"), "only the outputs of --inputs are written to a file")
     predictor = _predictor(ctx, model, task, runtime, batch_size)
-    _print(ctx.obj, predictor, request, jsonl=jsonl)
-
-
-def _reject_all(ctx: typer.Context, names: Iterable[str], why: str) -> None:
-    for name in names:
-        options.reject(given(ctx, name), named(ctx, name), why)
+    if request.chat:
+        reject_given(ctx, ("score", "stream", "batch_size"), "a chat shows its answers as they come")
+        chat.run(ctx, predictor, jsonl=jsonl)
+    elif predictor.generator is not None:
+        generating.run(ctx, predictor, request, jsonl=jsonl)
+    else:
+        _print(ctx.obj, predictor, request, ctx.params["subtitles"], jsonl=jsonl)
 
 
 def _predictor(ctx: typer.Context, model: Path, task: str | None, runtime: Any, batch_size: int) -> Predictor:
     """Open the model, and say with what settings it really runs."""
+    from onnxkit.artifact import ModelDir
     from onnxkit.predictor import Predictor
+    from onnxkit.tasks import options_of, served_by
 
-    chosen = {name: ctx.params[name] for name in TASK_OPTIONS if ctx.params[name] is not None}
-    predictor = Predictor(
-        model, task=task, runtime=runtime, batch_size=batch_size, progress=ctx.obj, **chosen
-    )
-    ctx.obj.note(f"{model}: {predictor.task.name}, batches of {batch_size}, {settings(predictor.session)}")
+    opened = ModelDir.open(model, task=task)
+    served = served_by(opened)
+    own = options_of(served)
+    _reject_foreign(ctx, own, served, opened)
+    wanted = chosen(ctx, [name for name in ALL if name in own])
+    if ctx.params["subtitles"]:
+        wanted["timestamps"] = True
+    if served.generates:
+        wanted |= generating.options_of(ctx)
+    predictor = Predictor(opened, runtime=runtime, batch_size=batch_size, progress=ctx.obj, **wanted)
+    batches = "" if ctx.params["chat"] else f"batches of {batch_size}, "
+    ctx.obj.note(f"{model}: {predictor.task.name}, {batches}{settings(predictor.session)}")
     return predictor
+
+
+def _reject_foreign(ctx: typer.Context, own: Iterable[str], served: type[Task], model: ModelDir) -> None:
+    """Refuse options of other tasks than the one that is run."""
+    accepted = {*own, *(generating.ACCEPTED if served.generates else ())}
+    if "system" in accepted:
+        accepted |= {"chat", "messages"}
+    if "timestamps" in accepted:
+        accepted.add("subtitles")
+    reject_given(ctx, (name for name in ALL if name not in accepted), f"the task is {model.task}")
 
 
 def settings(session: Any) -> str:
@@ -230,7 +191,9 @@ def settings(session: Any) -> str:
     return f"{session.provider}, {figures.plural(threads.count, 'thread')} ({threads.source})"
 
 
-def _print(console: Console, predictor: Predictor, request: Request, *, jsonl: bool) -> None:
+def _print(
+    console: Console, predictor: Predictor, request: Request, subtitles: str | None, *, jsonl: bool
+) -> None:
     samples = from_command_line(request, predictor.task)
     shown: deque[str] = deque()
     human = not (jsonl or console.json)
@@ -242,6 +205,9 @@ def _print(console: Console, predictor: Predictor, request: Request, *, jsonl: b
     elif jsonl:
         for record in stream:
             console.record(record)
+    elif subtitles is not None:
+        for record in stream:
+            generating.show_answer(console, record, subtitles)
     else:
         records.show(console, stream, shown)
 

@@ -29,6 +29,13 @@ class Request:
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tensors: Path | None = None
+    messages: Path | None = None
+    chat: bool = False
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one sample, and no file of any number of them."""
+        return self.messages is not None or (len(self.inputs) == 1 and self.inputs != ("-",))
 
     def ways(self) -> tuple[str, ...]:
         """Return the names of the ways that were used."""
@@ -38,14 +45,20 @@ class Request:
             "--question": self.question is not None or self.context is not None,
             "--file": self.file is not None,
             "--inputs": self.tensors is not None,
+            "--messages": self.messages is not None,
+            "--chat": self.chat,
         }
         return tuple(name for name, present in used.items() if present)
 
     def check(self) -> None:
         """Refuse none, several or half a way, and options that belong to another (UsageError)."""
         ways = self.ways()
+        if set(ways) == {"--messages", "--chat"}:  # the chat goes on from there
+            return
         if not ways:
-            raise UsageError("nothing to run: give texts or paths, --pair, --question, --file or --inputs")
+            raise UsageError(
+                "nothing to run: give texts or paths, --pair, --question, --messages, --file or --inputs"
+            )
         if len(ways) > 1:
             raise UsageError(f"{' and '.join(ways)} cannot be used together")
         if (self.question is None) != (self.context is None):
@@ -69,6 +82,8 @@ def from_command_line(request: Request, task: Task) -> Iterator[Mapping[str, Any
     if request.question is not None:
         _needs(task, "question", "--question")
         return iter([{"question": request.question, "context": request.context}])
+    if request.messages is not None:
+        return iter([_chat(request.messages)])
     file = "-" if request.inputs == ("-",) else request.file
     if file is not None:
         from onnxkit.inputs import read_samples
@@ -80,6 +95,13 @@ def from_command_line(request: Request, task: Task) -> Iterator[Mapping[str, Any
         raise UsageError(f"{task.name} takes {ways}, or --file; not a bare INPUT")
     column = task.columns[0]
     return iter([{column: Path(text) if column in PATHS else text} for text in request.inputs])
+
+
+def _chat(path: Path) -> Mapping[str, Any]:
+    from onnxkit.inputs import Located
+    from onnxkit.safety import read_json_value
+
+    return Located({"messages": read_json_value(path)}, str(path))
 
 
 def _format(name: str | None) -> Any:

@@ -70,6 +70,7 @@ def test_nothing_is_shown_of_nothing() -> None:
         ({"image": Path("cat.png")}, "cat.png"),
         ({"text": "x" * 99}, "x" * (records.SAMPLE_WIDTH - 1) + "…"),
         ({"image": "/" + "d" * 99 + "/cat.png"}, "…" + ("d" * 99 + "/cat.png")[1 - records.SAMPLE_WIDTH :]),
+        ({"audio": "/" + "d" * 99 + "/a.wav"}, "…" + ("d" * 99 + "/a.wav")[1 - records.SAMPLE_WIDTH :]),
         ({"x": 1}, ""),
     ],
 )
