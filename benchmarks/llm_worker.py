@@ -192,6 +192,7 @@ class Onnxkit:
         from onnxkit.runtime import RuntimeOptions
 
         self._engine = Engine.open(ModelDir.open(Path(path)), RuntimeOptions(threads=threads))
+        self._engine.decoder.pages.now()  # what a run does by itself after about a second
 
     def start(self, ids: list[int]) -> Any:
         """An empty conversation."""

@@ -6,6 +6,7 @@ parameter, so that tests (and a curious user) can point it at another machine's 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -24,6 +25,8 @@ _ISA = (
 )  # fmt: skip
 _X86 = frozenset({"sse4_2", "avx", "avx2", "avx512f"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_HUGE_PAGE, _HUGE_PIECE, _LEAST_HUGE = 2 << 20, 32 << 20, 4 << 20
+_HUGE_ADVICE = (14, 25)  # MADV_HUGEPAGE, MADV_COLLAPSE
 # cgroup v1 writes "no limit" as the largest multiple of the page size below 2**63.
 _V1_UNLIMITED = 1 << 60
 
@@ -152,6 +155,40 @@ def cpu_seconds(*, root: Path = ROOT) -> tuple[float, float] | None:
     hertz = os.sysconf("SC_CLK_TCK")
     idle = ticks[3] + (ticks[4] if len(ticks) > 4 else 0)
     return (sum(ticks) - idle) / hertz, sum(ticks) / hertz
+
+
+def use_huge_pages(*, root: Path = ROOT) -> int:
+    """Move this process's large anonymous memory into huge pages; return how many bytes were taken up.
+
+    Most Linux distributions give huge pages only to who asks (`transparent_hugepage/enabled`: madvise), so
+    that a model's weights lie in pages of 4 KiB, and reading all of them for every token misses the
+    TLB. Asks by madvise(2): MADV_HUGEPAGE, and MADV_COLLAPSE (Linux 6.1) for what is there already. Takes
+    about 1.6 s a GB, in pieces, without the interpreter's lock. 0 where the system has none of this.
+    """
+    enabled = _read(root / "sys/kernel/mm/transparent_hugepage/enabled") or "[never]"
+    maps = _read(root / "proc/self/maps") or ""
+    if "[never]" in enabled:
+        return 0
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return sum(
+        min(_HUGE_PIECE, end - place)
+        for start, end in _anonymous(maps)
+        for place in range(start, end, _HUGE_PIECE)
+        if not any(advise(place, min(_HUGE_PIECE, end - place), advice) for advice in _HUGE_ADVICE)
+    )
+
+
+def _anonymous(maps: str) -> Iterator[tuple[int, int]]:
+    """Yield the whole huge pages [start, end) in the private writable memory of /proc/self/maps."""
+    for line in maps.splitlines():
+        place, mode, *_, last = line.split()
+        if not mode.startswith("rw") or mode.endswith("s") or last not in ("0", "[heap]"):
+            continue  # the last field is the inode, 0 for memory without a file, or a name
+        start, end = (int(address, 16) for address in place.split("-"))
+        start, end = -(-start // _HUGE_PAGE) * _HUGE_PAGE, end // _HUGE_PAGE * _HUGE_PAGE
+        if end - start >= _LEAST_HUGE:
+            yield start, end
 
 
 def _read(path: Path) -> str | None:

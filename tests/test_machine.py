@@ -162,3 +162,32 @@ def test_this_machine() -> None:
     assert 0 < memory.available_bytes <= memory.total_bytes
     assert machine.load().average >= 0
     assert machine.resident_bytes() <= machine.peak_memory_bytes()
+
+
+MAPS = """\
+00400000-00800000 r-xp 00000000 08:01 17 /usr/bin/python
+7f0000100000-7f0000a00000 rw-p 00000000 00:00 0
+7f0001000000-7f0001100000 rw-p 00000000 00:00 0
+7f0002000000-7f0003000000 rw-s 00000000 00:00 0
+7f0004000000-7f0005000000 rw-p 00000000 08:01 18 /a/model
+7f0006000000-7f0007000000 rw-p 00000000 00:00 0 [heap]
+"""
+
+
+def test_only_large_private_memory_without_a_file_goes_into_huge_pages() -> None:
+    found = [(hex(start), hex(end)) for start, end in machine._anonymous(MAPS)]
+    assert found == [("0x7f0000200000", "0x7f0000a00000"), ("0x7f0006000000", "0x7f0007000000")]
+
+
+def test_no_huge_pages_here(tmp_path: Path) -> None:
+    assert machine.use_huge_pages(root=tmp_path) == 0
+    root = write(tmp_path, sys__kernel__mm__transparent_hugepage__enabled="always madvise [never]\n")
+    write(root, proc__self__maps=MAPS)
+    assert machine.use_huge_pages(root=root) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
+def test_memory_keeps_its_content_in_huge_pages() -> None:
+    memory = bytearray(range(256)) * (1 << 16)
+    assert 0 <= machine.use_huge_pages() <= 1 << 40
+    assert memory == bytearray(range(256)) * (1 << 16)

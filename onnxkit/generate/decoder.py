@@ -7,6 +7,7 @@ for those that know a window or an offset by slots.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from onnxkit.errors import InputError
 from onnxkit.generate.cache import Array, Cache, GrowingCache, SharedCache
 from onnxkit.generate.encoder import Cross
+from onnxkit.generate.huge_pages import HugePages
 from onnxkit.generate.roles import roles_of
 from onnxkit.runtime import RuntimeOptions, Session, array_of, bits_dtype, open_session
 
@@ -31,6 +33,7 @@ class Decoder:
         roles: what its inputs mean.
         vocabulary: size of the logits' last axis.
         stepwise: whether it takes one token a run only.
+        pages: moves the weights into huge pages when that pays.
     """
 
     def __init__(self, session: Session, config: Mapping[str, Any], *, stepwise: bool = False) -> None:
@@ -44,6 +47,7 @@ class Decoder:
                 f"{session.model}: neither the graph nor config.json tells the vocabulary's size"
             )
         self.vocabulary = vocabulary
+        self.pages = HugePages()
 
     @classmethod
     def open(
@@ -180,7 +184,10 @@ class Batch:
         self._cache.bind(self._binding, new)
         if self._cross is not None:
             self._cross.bind(self._binding)
+        started = time.perf_counter()
         self._binding.run()
+        if self._in_place:
+            self._decoder.pages.spent(time.perf_counter() - started)
         self._cache.ran(self._binding, new)
         logits = self._logits
         if not logits.size:  # the graph decided how many positions it gives

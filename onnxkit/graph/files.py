@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import onnx
@@ -55,6 +57,7 @@ def save_model(model: ir.Model, path: Path, *, shared: SharedData | None = None)
         ir.external_data.unload_from_model(
             model, path.parent, f"{path.name}.data", size_threshold_bytes=_SMALL_BYTES
         )
+        _write_back(path.parent / f"{path.name}.data")
     else:
         ir.external_data.load_to_model(model)
     proto = ir.to_proto(model)
@@ -64,6 +67,21 @@ def save_model(model: ir.Model, path: Path, *, shared: SharedData | None = None)
             file.write(proto.SerializeToString())
     except OSError as error:
         raise ResourceError(f"{path.name} cannot be written: {error.strerror or error}") from error
+
+
+def _write_back(path: Path) -> None:
+    """Flush a large file while the graph is checked, so that publishing finds it flushed."""
+    descriptor = os.open(path, os.O_RDONLY)
+
+    def flush() -> None:
+        try:
+            os.fsync(descriptor)
+        except OSError:  # publishing flushes again, and says so
+            pass
+        finally:
+            os.close(descriptor)
+
+    threading.Thread(target=flush, name="onnxkit-write-back", daemon=True).start()
 
 
 def _unload(model: ir.Model, shared: SharedData) -> None:

@@ -51,6 +51,7 @@ class GenerationWorker(Worker):
         self.known = geometry_from_plain(geometry)
         before = machine.resident_bytes()
         engine = self.engine = Engine.open(ModelDir.open(self.path), self.options)
+        engine.decoder.pages.now()  # what a run does by itself after a while
         self.known = replace(self.known, vocab_size=self.known.vocab_size or engine.vocabulary)
         facts = session_facts(engine.decoder.session)
         if engine.encoder is not None:

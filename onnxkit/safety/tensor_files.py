@@ -58,7 +58,7 @@ def check_gguf(path: Path) -> None:
     with path.open("rb") as file:
         magic, rest = file.read(4), file.read(20)
     if magic != b"GGUF":
-        raise InputError(f"{path}: no GGUF file")
+        raise InputError(f"{path}: a file, but not GGUF: name the directory of the checkpoint")
     tensors, keys = (int.from_bytes(rest[at : at + 8], "little") for at in (4, 12))
     if len(rest) < 20 or (tensors + keys) * 13 > size:
         raise InputError(f"{path}: truncated: {size} bytes, its header announces {tensors} tensors")

@@ -27,7 +27,7 @@ def test_neither_a_directory_nor_an_id(source: str) -> None:
 
 def test_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="not GGUF"):
         open_checkpoint(str(tmp_path / "model.safetensors"), Access())
 
 

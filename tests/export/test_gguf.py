@@ -146,7 +146,7 @@ def test_a_damaged_file_is_refused(file: Path, tmp_path: Path) -> None:
         open_checkpoint(str(short), Access())
     other = tmp_path / "other.gguf"
     other.write_bytes(b"no weights at all, only text")
-    with pytest.raises(InputError, match="no GGUF"):
+    with pytest.raises(InputError, match="not GGUF"):
         open_checkpoint(str(other), Access())
 
 

@@ -188,7 +188,7 @@ def test_gguf_is_known_by_its_first_bytes(checkpoint: Path) -> None:
     (checkpoint / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     check_checkpoint(checkpoint)
     (checkpoint / "model.gguf").write_bytes(b"GG")
-    with pytest.raises(InputError, match="no GGUF"):
+    with pytest.raises(InputError, match="not GGUF"):
         check_checkpoint(checkpoint)
     (checkpoint / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + (9).to_bytes(8, "little") + bytes(8))
     with pytest.raises(InputError, match="announces 9 tensors"):
