@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +201,9 @@ def finish(model: ir.Model, *, opset: int, prefix: str) -> dict[str, int]:
         version_converter.convert_version(model, min(opset, _CONVERTIBLE), fallback=False)
         set_opset(model, opset)
     name_by_module(model, prefix=prefix)
-    counts: dict[str, int] = {}
     for region in found:
         regions.annotate(region)
-        counts[region.op] = counts.get(region.op, 0) + 1
     model.producer_name = "onnxkit"
     model.producer_version = None
     model.graph.name = "main"
-    return counts
+    return dict(Counter(region.op for region in regions.find_regions(model)))

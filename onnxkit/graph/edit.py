@@ -36,6 +36,7 @@ class Editor:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._replaced: dict[ir.Value, ir.Value] = {}
 
     def constant(self, content: Any, dtype: ir.DataType | None = None) -> ir.Value:
         """An initializer with this content; Python integers become int64."""
@@ -92,8 +93,15 @@ class Editor:
         if is_output and (new.is_graph_output() or new.is_graph_input() or new.is_initializer()):
             return
         old.replace_all_uses_with(new, replace_graph_outputs=True)
+        self._replaced[old] = new
         if is_output:
             old.name, new.name = f"{name}/replaced", name
+
+    def current(self, value: ir.Value) -> ir.Value:
+        """What stands now where `value` stood."""
+        while value in self._replaced:
+            value = self._replaced[value]
+        return value
 
 
 def dimensions(value: ir.Value | None) -> tuple[int | str | None, ...] | None:

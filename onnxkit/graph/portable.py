@@ -5,6 +5,7 @@ Runs everywhere, quantizes with stock tools, and keeps in its metadata what ever
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -68,9 +69,16 @@ class _Lowering:
             for node in list(self.model.graph):
                 if node.domain == semantic.DOMAIN and node.op_type == op:
                     write(node)
+        self.regions = [self._settled(region) for region in self.regions]
         self._drop_semantic_nodes()
         order = {node: position for position, node in enumerate(self.model.graph)}
         return sorted(self.regions, key=lambda region: order[region.nodes[0]])
+
+    def _settled(self, region: Region) -> Region:
+        """The region with its inputs as they stand now: a norm before a rotation was written out after it."""
+        current = self.editor.current
+        inputs = {role: current(v) if v is not None else None for role, v in region.inputs.items()}
+        return dataclasses.replace(region, inputs=inputs)
 
     def _drop_semantic_nodes(self) -> None:
         for node in reversed(list(self.model.graph)):

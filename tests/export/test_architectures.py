@@ -107,15 +107,17 @@ def test_the_optimized_model_runs_and_agrees_with_pytorch(name: str, made: dict[
     optimized = made[name].optimized
     report = verify_model(optimized)
     assert report.worst.relative < 1e-5
-    predictor = Predictor(optimized, task="raw")
-    for case in predictor.model.reference():
-        [record] = predictor([case.inputs])
-        assert {each: value.shape for each, value in record["outputs"].items()} == {
-            each: tuple(value.shape) for each, value in case.outputs.items()
-        }
+    if len(made[name].report.graphs) == 1:  # `run` feeds tensors to single graphs only
+        predictor = Predictor(optimized, task="raw")
+        for case in predictor.model.reference():
+            [record] = predictor([case.inputs])
+            assert {each: value.shape for each, value in record["outputs"].items()} == {
+                each: tuple(value.shape) for each, value in case.outputs.items()
+            }
     attention = made[name].regions.get("attention", 0)
     lowered = _sum(change.lowered for change in made[name].changes)
-    assert lowered.get("attention", 0) + lowered.get("packed-attention", 0) == attention - _kept(made[name])
+    done = sum(lowered.get(row, 0) for row in ("attention", "packed-attention", "cached-attention"))
+    assert done == attention - _kept(made[name])
 
 
 def _kept(made: Made) -> int:
