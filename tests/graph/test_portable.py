@@ -188,3 +188,16 @@ def test_a_masked_score_stays_finite_and_weighs_nothing(dtype: ir.DataType) -> N
     assert np.isfinite(low.astype(np.float64))
     assert np.isfinite(shifted.astype(np.float64))
     assert np.exp(shifted.astype(np.float32)) == 0
+
+
+def test_a_norm_before_a_rotation_is_named_as_it_stands_in_the_file() -> None:
+    """Norms are written out after rotations: the rotation's region must not name the value that went."""
+    x, weight, cos, sin = normal(1, 2, 3, 8), normal(8), normal(1, 3, 8), normal(1, 3, 8)
+    inputs = [value(name, array) for name, array in zip("xwcs", (x, weight, cos, sin), strict=True)]
+    norm = semantic_node(semantic.RMS_NORM, inputs[:2], epsilon=1e-6, offset=0.0)
+    norm.outputs[0].shape, norm.outputs[0].dtype = inputs[0].shape, ir.DataType.FLOAT
+    turn = semantic_node(semantic.ROTARY, [norm.outputs[0], *inputs[2:]])
+    model, regions = lowered([norm, turn], inputs, turn.outputs[0])
+    assert {region.op for region in regions} == {"rms_norm", "rotary"}
+    found = {region.op: region for region in find_regions(model)}
+    assert found["rotary"].inputs["x"] is found["rms_norm"].outputs["out"]
