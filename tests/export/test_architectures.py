@@ -47,8 +47,8 @@ Levels, tried in this order; `export` says which one it took and why:
 """
 NOTES = """
 What generates is checked with left-padded batches, over a cache, in chunks, and by 32 greedy tokens against
-transformers' `generate`. Regions that `optimize` leaves alone stay primitives: interleaved and partial rotations
-(cohere, gpt-neox, gptj). Models that keep other states than keys and values (mamba) are refused.
+transformers' `generate`. Interleaved and partial rotations (cohere, gpt-neox, gptj) stay primitives.
+Models that keep other states than keys and values (mamba) are refused.
 
 Audio encoders are exported for raw tensors (`run --inputs x.npz`). Of an encoder-decoder `--task
 feature-extraction` exports the encoder. Convolutional image models take any height and width; the others
