@@ -80,7 +80,7 @@ def run(ctx: typer.Context, predictor: Predictor, request: Request, *, jsonl: bo
     if request.single and not (jsonl or console.json):
         for answer in predictor.generator.answers(samples):
             meter.take(answer)
-            show_answer(console, answer.record, ctx.params["subtitles"])
+            records.show_answer(console, answer.record, ctx.params["subtitles"])
     else:
         _print(console, predictor.generator, samples, request, meter, ctx.params["subtitles"], jsonl=jsonl)
     console.note(meter.line())
@@ -165,29 +165,6 @@ def speculation(stats: Sequence[GenerationStats]) -> str:
     return f"; {accepted:,} of {proposed:,} guesses right{gained}"
 
 
-def show_answer(console: Console, record: Mapping[str, Any], subtitles: str | None = None) -> None:
-    """Print the text of one answer, all of its sequences where there are several."""
-    if subtitles is not None:
-        from onnxkit.cli.subtitles import subtitles as written
-
-        console.prose(written(record, subtitles), end="")
-        return
-    if "segments" in record:
-        from onnxkit.cli.subtitles import lines
-
-        console.prose(lines(record), end="")
-        return
-    if "segments" in record:
-        records.show(console, [record], deque([""]))
-        return
-    if "sequences" not in record:
-        console.prose(record["text"])
-        return
-    for number, one in enumerate(record["sequences"], 1):
-        console.heading(f"{number} of {len(record['sequences'])}")
-        console.prose(one["text"])
-
-
 def _streams(ctx: typer.Context, generator: Generator, request: Request, *, jsonl: bool) -> bool:
     """Whether the answer is shown as it comes: asked for, or on a terminal."""
     console: Console = ctx.obj
@@ -228,29 +205,13 @@ def _print(
     """Print many answers in the user's mode."""
     shown: deque[str] = deque()
 
-    def remembered() -> Iterator[Any]:
-        for sample in samples:
-            shown.append(records.sample_text(sample))
-            yield sample
-
     def made() -> Iterator[dict[str, Any]]:
-        for index, answer in enumerate(generator.answers(remembered())):
+        for index, answer in enumerate(generator.answers(records.remember(samples, shown))):
             meter.take(answer)
             yield {"index": index, **answer.record}
 
-    stream: Iterator[dict[str, Any]] = made()
-    if not console.out.isatty() or console.json:
-        stream = console.track(stream, total=count(request), text="generating")
-    if console.json:
-        console.document("run", list(stream))
-    elif jsonl:
-        for record in stream:
-            console.record(record)
-    elif subtitles is not None:
-        for record in stream:
-            show_answer(console, record, subtitles)
-    else:
-        records.show(console, stream, shown)
+    stream = records.tracked(console, made(), total=count(request), text="generating")
+    records.print_all(console, stream, shown, subtitles, jsonl=jsonl)
 
 
 def _show_scores(

@@ -126,16 +126,7 @@ def quantize(
     debug: options.Debug = False,
 ) -> None:
     """Quantize a model to int8 or int4, and measure what it costs and what it gains."""
-    options.reject(
-        given(ctx, "samples") and calibration is None, named(ctx, "samples"), "there is no --calibration set"
-    )
-    options.reject(
-        evaluation is not None and not measure, named(ctx, "evaluation"), "--no-measure measures nothing"
-    )
-    options.reject(
-        bool(column) and calibration is None and evaluation is None,
-        named(ctx, "column"), "there is no --calibration or --eval file",
-    )  # fmt: skip
+    _check(ctx, calibration, evaluation)
     from onnxkit.quantize import QuantizeOptions, quantize_model
 
     report = quantize_model(
@@ -165,6 +156,22 @@ def quantize(
         invocation=invocation(ctx),
     )
     ctx.obj.result("quantize", report, show)
+
+
+def _check(ctx: typer.Context, calibration: Path | None, evaluation: Path | None) -> None:
+    """Refuse options that would have no effect."""
+    options.reject(
+        given(ctx, "samples") and calibration is None, named(ctx, "samples"), "there is no --calibration set"
+    )
+    options.reject(
+        evaluation is not None and not ctx.params["measure"],
+        named(ctx, "evaluation"),
+        "--no-measure measures nothing",
+    )
+    options.reject(
+        bool(ctx.params["column"]) and calibration is None and evaluation is None,
+        named(ctx, "column"), "there is no --calibration or --eval file",
+    )  # fmt: skip
 
 
 def show(console: Console, report: QuantizeReport) -> None:

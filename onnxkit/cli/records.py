@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,3 +184,58 @@ def show(console: Console, stream: Iterable[Record], shown: Any) -> None:
         layout.rows(shown.popleft() if shown else figures.plural(1, "sample"), record) for record in every
     )
     console.records(layout.columns, rows)
+
+
+def remember(samples: Iterable[Any], shown: deque[str]) -> Iterator[Any]:
+    """Keep the text of each sample until its record is printed beside it."""
+    for sample in samples:
+        shown.append(sample_text(sample))
+        yield sample
+
+
+def tracked(
+    console: Console, stream: Iterator[dict[str, Any]], *, total: int | None, text: str
+) -> Iterator[dict[str, Any]]:
+    """Show progress, unless records go to the same terminal: a bar and a table would mix."""
+    if console.out.isatty() and not console.json:
+        return stream
+    return console.track(stream, total=total, text=text)
+
+
+def print_all(
+    console: Console,
+    stream: Iterator[dict[str, Any]],
+    shown: deque[str],
+    subtitles: str | None,
+    *,
+    jsonl: bool,
+) -> None:
+    """Print records in the user's mode, as they come where that is possible."""
+    if console.json:
+        console.document("run", list(stream))
+    elif jsonl:
+        for record in stream:
+            console.record(record)
+    elif subtitles is not None:
+        for record in stream:
+            show_answer(console, record, subtitles)
+    else:
+        show(console, stream, shown)
+
+
+def show_answer(console: Console, record: Record, subtitles: str | None = None) -> None:
+    """Print the text of one answer, all of its sequences where there are several."""
+    if subtitles is not None:
+        from onnxkit.cli.subtitles import subtitles as written
+
+        console.prose(written(record, subtitles), end="")
+    elif "segments" in record:
+        from onnxkit.cli.subtitles import lines
+
+        console.prose(lines(record), end="")
+    elif "sequences" not in record:
+        console.prose(record["text"])
+    else:
+        for number, one in enumerate(record["sequences"], 1):
+            console.heading(f"{number} of {len(record['sequences'])}")
+            console.prose(one["text"])

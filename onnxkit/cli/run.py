@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,23 +197,6 @@ def _print(
     samples = from_command_line(request, predictor.task)
     shown: deque[str] = deque()
     human = not (jsonl or console.json)
-    stream = predictor.stream(_remember(samples, shown) if human else samples)
-    if not console.out.isatty() or console.json:  # a bar and a table on one terminal would mix
-        stream = console.track(stream, total=count(request), text="running")
-    if console.json:
-        console.document("run", list(stream))
-    elif jsonl:
-        for record in stream:
-            console.record(record)
-    elif subtitles is not None:
-        for record in stream:
-            generating.show_answer(console, record, subtitles)
-    else:
-        records.show(console, stream, shown)
-
-
-def _remember(samples: Iterable[Any], shown: deque[str]) -> Iterator[Any]:
-    """Keep the text of each sample until its record is printed beside it."""
-    for sample in samples:
-        shown.append(records.sample_text(sample))
-        yield sample
+    stream = predictor.stream(records.remember(samples, shown) if human else samples)
+    stream = records.tracked(console, stream, total=count(request), text="running")
+    records.print_all(console, stream, shown, subtitles, jsonl=jsonl)
