@@ -16,11 +16,9 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from onnxscript import version_converter
 from transformers import PreTrainedModel
 
 from onnxkit.errors import InputError
-from onnxkit.export.native import export_native
 from onnxkit.export.parts import Part
 from onnxkit.export.phases import Phases
 from onnxkit.export.plan import Plan
@@ -154,6 +152,8 @@ class Workshop:
             model = self.loaded.model
             if self._dtype != torch.float32:
                 model = copy.deepcopy(model)
+        from onnxkit.export.native import export_native  # a third of a second that few exports need
+
         exported = export_native(part, model, dtype=self._dtype, phases=self.phases)
         with self.phases("convert"):
             used = {name for name, value in exported.graph.initializers.items() if value.uses()}
@@ -198,6 +198,8 @@ def finish(model: ir.Model, *, opset: int, prefix: str) -> dict[str, int]:
     common.RemoveUnusedNodesPass()(model)
     set_opset(model, 18)
     if opset > 18:
+        from onnxscript import version_converter
+
         version_converter.convert_version(model, min(opset, _CONVERTIBLE), fallback=False)
         set_opset(model, opset)
     name_by_module(model, prefix=prefix)
