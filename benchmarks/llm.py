@@ -155,21 +155,23 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def measure(candidates: Sequence[Candidate], threads: int, rounds: int) -> Measured:
+def measure(
+    candidates: Sequence[Candidate], threads: int, rounds: int, figures: Sequence[Figure] = FIGURES
+) -> Measured:
     """Open every candidate with this number of threads and let them take turns."""
     with workers(candidates, threads) as opened:
         load = {name: worker.ask(do="open")["seconds"] for name, worker in opened.items()}
-        for figure in FIGURES:  # warms up, and computes the prompts that decoding starts from
+        for figure in figures:  # warms up, and computes the prompts that decoding starts from
             for worker in opened.values():
                 worker.ask(**figure.command)
         seconds: dict[tuple[str, str], list[float]] = {
-            (name, figure.title): [] for name in opened for figure in FIGURES
+            (name, figure.title): [] for name in opened for figure in figures
         }
         before = sum(worker.ask(do="usage")["cpu_seconds"] for worker in opened.values())
         meter, order = LoadMeter(), list(opened)
         for turn in range(rounds):
             print(f"{threads} threads, round {turn + 1} of {rounds}", file=sys.stderr)
-            for figure in FIGURES:
+            for figure in figures:
                 for name in order:
                     seconds[name, figure.title].append(opened[name].ask(**figure.command)["seconds"])
             order.reverse()

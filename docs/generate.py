@@ -151,12 +151,12 @@ def results() -> dict[str, Any]:
     from onnxkit.measure import DoctorReport, ProfileReport, VerifyReport
     from onnxkit.measure.inspect import InspectReport
     from onnxkit.optimize import OptimizeReport
-    from onnxkit.quantize import QuantizeReport
+    from onnxkit.quantize import Analysis, QuantizeReport
 
     return {
         "export": ExportReport,
         "optimize": OptimizeReport,
-        "quantize": QuantizeReport,
+        "quantize": QuantizeReport | Analysis,
         "run": list[Record] | list[Tensor],
         "profile": ProfileReport,
         "verify": VerifyReport,

@@ -185,7 +185,10 @@ def _check_sizes(root: Path, manifest: Manifest) -> None:
                 f"{root / MANIFEST_NAME}: damaged manifest: {component.file!r} is not among its files"
             )
     if not manifest.components:
-        raise InputError(f"{root / MANIFEST_NAME}: damaged manifest: no components")
+        raise InputError(
+            f"{root} holds no model: it is the output of 'quantize --analyze', or {MANIFEST_NAME} is damaged "
+            "(no components)"
+        )
     for name, entry in manifest.files.items():
         path = contained(root, name)
         size = regular_file(path, f"file, although {MANIFEST_NAME} lists it").st_size

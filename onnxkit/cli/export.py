@@ -15,7 +15,7 @@ from onnxkit.cli.settings import invocation
 from onnxkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxkit.export.report import ExportedGraph, ExportReport, GenerationCheck
+    from onnxkit.export.report import ExportedGraph, ExportReport, GenerationCheck, KeptQuantization
     from onnxkit.runtime import TensorSpec
 
 EXAMPLES = """
@@ -24,6 +24,7 @@ onnxkit export sentence-transformers/all-MiniLM-L6-v2 build/minilm
 onnxkit export -m bert-base-uncased --task fill-mask build/bert
 onnxkit export ./checkpoint build/half --dtype fp16 --overwrite
 onnxkit export --gguf SmolLM2-135M-Instruct.Q4_1.gguf build/smollm2
+onnxkit export ./model-awq build/int4 --keep-quantization
 onnxkit export ./base-model build/tuned --adapter ./lora --genai-config
 onnxkit export ./checkpoint build/model --json | jq .result.size_bytes
 """
@@ -39,7 +40,9 @@ ModelOption = Annotated[
 ]
 Gguf = Annotated[
     Path | None,
-    options.option("--gguf", metavar="FILE", help="A GGUF file as the model; its weights are dequantized."),
+    options.option(
+        "--gguf", metavar="FILE", help="A GGUF file as the model; its weights are dequantized unless kept."
+    ),
 ]
 Adapter = Annotated[
     Path | None,
@@ -74,6 +77,21 @@ Dtype = Annotated[
     str, options.option("--dtype", help="Type of the weights.", choices=("fp32", "fp16", "bf16"))
 ]
 Opset = Annotated[int, options.option("--opset", metavar="N", help="Version of ONNX's operators.", min=18)]
+KeepQuantization = Annotated[
+    bool,
+    options.option(
+        "--keep-quantization",
+        help="Read the blocks of an AWQ, GPTQ or GGUF checkpoint as they are, not dequantized.",
+    ),
+]
+AccuracyLevel = Annotated[
+    int | None,
+    options.option(
+        "--accuracy-level",
+        metavar="0|1|4",
+        help="What products of kept blocks compute in: 4 int8, fast, the default; 0, 1 float32, exact.",
+    ),
+]
 Verify = Annotated[
     bool,
     options.option("--verify/--no-verify", help="Compare ONNX Runtime with PyTorch on new shapes."),
@@ -114,6 +132,8 @@ def export(
     exporter: Exporter = "auto",
     dtype: Dtype = "fp32",
     opset: Opset = 18,
+    keep_quantization: KeepQuantization = False,
+    accuracy_level: AccuracyLevel = None,
     verify: Verify = True,
     layout: Layout = "onnxkit",
     genai_config: options.GenaiConfig = False,
@@ -153,6 +173,8 @@ def export(
             offline=offline,
             adapter=adapter,
             genai_config=genai_config,
+            keep_quantization=keep_quantization,
+            accuracy_level=accuracy_level,
             overwrite=overwrite,
             seed=seed,
             **chosen,
@@ -189,6 +211,7 @@ def show(console: Console, report: ExportReport) -> None:
                 ("level" if one.accepted else "gave up", f"{_of(report, one.part)}{one.level}: {one.reason}")
                 for one in report.trials
             ),
+            *((("kept", _kept(report.kept)),) if report.kept is not None else ()),
             ("size", figures.exact_size(report.size_bytes)),
             ("verified", _verified(report)),
             *((("generates", _generates(report.generation)),) if report.generation is not None else ()),
@@ -238,6 +261,13 @@ def _once_a_layer(specs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
     return named
 
 
+def _kept(kept: KeptQuantization) -> str:
+    bits = ", ".join(f"{count} of {width} bits" for width, count in kept.bits.items())
+    told = f"{figures.plural(kept.weights, 'weight')} of {kept.format} ({bits}), bit by bit: "
+    told += f"{kept.bits_per_weight:.2f} bits a weight"
+    return told + (f"; {len(kept.floats)} dequantized" if kept.floats else "")
+
+
 def _generates(check: GenerationCheck) -> str:
     told = f"{check.tokens} tokens in each of {check.rows} rows as transformers' greedy generate"
     if not check.near_ties:
@@ -256,4 +286,7 @@ def _verified(report: ExportReport) -> str:
         return "no (--no-verify)"
     cases = figures.plural(len(check.cases), "case")
     judged = figures.judged(check.worst, check.tolerance)
-    return f"against {check.against} on {cases}: {judged} ({check.output})"
+    told = f"against {check.against} on {cases}: {judged} ({check.output})"
+    if report.kept is not None and report.kept.accuracy_level == 4:
+        told += "; computed in float32, while the file rounds activations (accuracy level 4)"
+    return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from onnxkit.cli.console import Column, Console
 
 if TYPE_CHECKING:
     from onnxkit.artifact import HistoryEntry, Verification
-    from onnxkit.measure.inspect import ComponentReport, InspectReport
+    from onnxkit.measure.inspect import ComponentReport, InspectReport, QuantizedShare
 
 EXAMPLES = """
 onnxkit inspect build/bert
@@ -61,19 +62,24 @@ def _verified(verified: Verification) -> str:
     return f"against {verified.against}, {figures.judged(verified.worst, verified.tolerance)}"
 
 
+def _quantized(share: QuantizedShare) -> str:
+    told = f"{share.nodes} of {share.linear_nodes} linear nodes"
+    if not share.nodes:
+        return told
+    counts = Counter(share.layers.values())
+    bits = ", ".join(f"{count} of {width} bits" for width, count in sorted(counts.items()))
+    told += f" ({bits}), {figures.share(share.parameters, share.linear_parameters)} of their parameters"
+    return f"{told}, {share.bits_per_weight:.2f} bits a weight"
+
+
 def _show_component(console: Console, component: ComponentReport) -> None:
     console.heading(f"{component.name} ({component.file})")
-    quantized = component.quantized
     console.facts(
         [
             ("opset", ", ".join(f"{domain} {version}" for domain, version in component.opsets.items())),
             ("made by", f"{component.producer}, IR {component.ir_version}"),
             ("parameters", f"{component.parameters:,} in {figures.exact_size(component.weight_bytes)}"),
-            (
-                "quantized",
-                f"{quantized.nodes} of {quantized.linear_nodes} linear nodes, "
-                f"{figures.share(quantized.parameters, quantized.linear_parameters)} of their parameters",
-            ),
+            ("quantized", _quantized(component.quantized)),
             ("fused", _counts(component.fused)),
             ("regions", _counts(component.regions)),
         ]

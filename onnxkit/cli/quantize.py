@@ -3,197 +3,200 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from onnxkit.cli import figures, options
+from onnxkit.cli import quantize_options as own
 from onnxkit.cli.console import Column, Console
 from onnxkit.cli.settings import given, invocation, named
+from onnxkit.errors import GateFailed
 
 if TYPE_CHECKING:
-    from onnxkit.quantize.report import KeptLayer, QuantizeReport
+    from onnxkit.measure.divergence import Divergence
+    from onnxkit.quantize import QuantizeOptions
+    from onnxkit.quantize.analysis import Analysis
+    from onnxkit.quantize.formats import Algorithm
+    from onnxkit.quantize.gate import Attempt
+    from onnxkit.quantize.quality import SliceDrop
+    from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport
 
 EXAMPLES = """
-onnxkit quantize build/bert build/bert-int8
-onnxkit quantize build/bert build/bert-int8 --eval held-out.jsonl --column text=sentence
+onnxkit quantize build/bert build/bert-int8 --calibration train.jsonl --eval held-out.jsonl
 onnxkit quantize build/bert build/bert-static --scheme int8-static --calibration train.jsonl
 onnxkit quantize build/vit build/vit-int8 --scheme int8-static --calibration photos/ --samples 64
-onnxkit quantize build/bert build/bert-mixed --exclude 'layer\\.0\\.' --exclude pooler
-onnxkit quantize build/gpt2 build/gpt2-int4 --scheme int4-weight --block-size 64
+onnxkit quantize build/gpt2 build/gpt2-int4 --scheme int4-weight --calibration texts.txt
+onnxkit quantize build/gpt2 build/gpt2-mixed --scheme mixed --bits-per-weight 5 --calibration texts.txt
+onnxkit quantize build/bert build/bert-int8 --eval held-out.jsonl --max-drop 0.5
+onnxkit quantize build/bert build/bert-layers --analyze --eval held-out.jsonl
+onnxkit quantize build/bert build/bert-int8 --exclude-from build/bert-layers/exclude.txt
 """
-SCHEMES = ("int8-dynamic", "int8-static", "int8-weight", "int4-weight")
-
-Scheme = Annotated[
-    str, options.option("--scheme", help="How weights and activations become integers.", choices=SCHEMES)
-]
-Calibration = Annotated[
-    Path | None,
-    options.option(
-        "--calibration",
-        metavar="FILE|DIR",
-        panel=options.DATA,
-        help="Samples that a static scheme takes the ranges of activations from.",
-    ),
-]
-Samples = Annotated[
-    int,
-    options.option("--samples", metavar="N", help="Calibration samples used.", panel=options.DATA, min=1),
-]
-Evaluation = Annotated[
-    Path | None,
-    options.option(
-        "--eval",
-        metavar="FILE|DIR",
-        panel=options.DATA,
-        help="Samples on which accuracy and speed are compared with the input model.",
-    ),
-]
-PerChannel = Annotated[
-    bool,
-    options.option(
-        "--per-channel/--per-tensor", help="One weight scale per output channel, or one per tensor."
-    ),
-]
-BlockSize = Annotated[
-    int | None,
-    options.option(
-        "--block-size",
-        metavar="N",
-        help="Weights that share a scale in int8-weight and int4-weight: 16, 32, 64, 128, 256.",
-        show_default="32",
-    ),
-]
-Symmetric = Annotated[
-    bool | None,
-    options.option(
-        "--symmetric/--asymmetric",
-        help="Blocks without zero points (faster), or with.",
-        show_default="symmetric",
-    ),
-]
-AccuracyLevel = Annotated[
-    int | None,
-    options.option(
-        "--accuracy-level",
-        metavar="0-4",
-        help="What blocks are multiplied in: 0 any, 1 fp32, 2 fp16, 3 bf16, 4 int8.",
-        show_default="4",
-    ),
-]
-Include = Annotated[
-    list[str] | None,
-    options.option("--include", metavar="REGEX", help="Quantize only nodes whose name matches (repeat)."),
-]
-Exclude = Annotated[
-    list[str] | None,
-    options.option("--exclude", metavar="REGEX", help="Keep nodes float whose name matches (repeat)."),
-]
-OpTypes = Annotated[
-    str | None,
-    options.option("--op-types", metavar="OP,…", help="Operator types to quantize: MatMul,Gemm,Conv."),
-]
-Measure = Annotated[
-    bool,
-    options.option("--measure/--no-measure", help="Compare accuracy and speed with the input model."),
-]
+RANDOM = "random"
+WORST = 10
+"""Rows shown of a list that is ordered from bad to good; --json has them all."""
 
 
 def quantize(
     ctx: typer.Context,
     source: options.Directory,
     out: options.Out,
-    scheme: Scheme = "int8-dynamic",
-    calibration: Calibration = None,
-    samples: Samples = 128,
-    evaluation: Evaluation = None,
-    column: options.Columns = None,
-    per_channel: PerChannel = True,
-    block_size: BlockSize = None,
-    symmetric: Symmetric = None,
-    accuracy_level: AccuracyLevel = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    op_types: OpTypes = None,
-    measure: Measure = True,
-    genai_config: options.GenaiConfig = False,
+    scheme: own.Scheme = "int8-dynamic",
+    target: own.Target = None,
+    measure: own.Measure = True,
     task: options.Task = None,
-    threads: options.Threads = None,
     seed: options.Seed = 0,
+    calibration: own.Calibration = None,
+    samples: own.Samples = 128,
+    max_length: own.MaxLength = None,
+    calibration_cache: own.CalibrationCache = None,
+    evaluation: own.Evaluation = None,
+    column: options.Columns = None,
+    format: own.Format = None,
+    calibrator: own.Calibrator = None,
+    per_channel: own.PerChannel = True,
+    smooth_quant: own.SmoothQuant = None,
+    bias_correction: own.BiasCorrection = False,
+    algorithm: own.Algorithm = None,
+    block_size: own.BlockSize = None,
+    symmetric: own.Symmetric = None,
+    accuracy_level: own.AccuracyLevel = None,
+    embeddings: own.Embeddings = None,
+    bits_per_weight: own.BitsPerWeight = None,
+    include: own.Include = None,
+    exclude: own.Exclude = None,
+    exclude_from: own.ExcludeFrom = None,
+    op_types: own.OpTypes = None,
+    analyze: own.Analyze = False,
+    max_drop: own.MaxDrop = None,
+    min_cosine: own.MinCosine = None,
+    max_kl: own.MaxKl = None,
+    max_worst_slice: own.MaxWorstSlice = None,
+    genai_config: options.GenaiConfig = False,
     overwrite: options.Overwrite = False,
+    threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Quantize a model to int8 or int4, and measure what it costs and what it gains."""
+    """Make a model smaller and faster, and measure what that costs."""
     _check(ctx, calibration, evaluation)
-    from onnxkit.quantize import QuantizeOptions, quantize_model
+    from onnxkit.quantize import QuantizeOptions
 
-    report = quantize_model(
-        source,
-        out,
-        QuantizeOptions(
-            scheme=scheme,
-            calibration=calibration,
-            samples=samples,
-            per_channel=per_channel,
-            block_size=block_size,
-            symmetric=symmetric,
-            accuracy_level=accuracy_level,
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            op_types=options.split_list(op_types),
-            eval=evaluation,
-            measure=measure,
-            genai_config=genai_config,
-            columns=options.split_pairs(column, "--column"),
-            task=task,
-            overwrite=overwrite,
-            seed=seed,
-            threads=threads,
-        ),
-        progress=ctx.obj,
-        invocation=invocation(ctx),
+    settings = QuantizeOptions(
+        scheme=scheme,
+        calibration=Path(calibration) if calibration not in (None, RANDOM) else calibration,
+        calibration_cache=calibration_cache,
+        calibrator=calibrator,
+        samples=samples,
+        max_length=max_length,
+        format=format,
+        per_channel=per_channel,
+        smooth_quant=_smoothing(smooth_quant),
+        bias_correction=bias_correction,
+        algorithm=cast("Algorithm | None", algorithm),
+        block_size=block_size,
+        symmetric=symmetric,
+        accuracy_level=accuracy_level,
+        embeddings=embeddings,
+        bits_per_weight=bits_per_weight,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        exclude_from=exclude_from,
+        op_types=options.split_list(op_types),
+        max_drop=max_drop,
+        min_cosine=min_cosine,
+        max_kl=max_kl,
+        max_worst_slice=max_worst_slice,
+        target=target,
+        eval=evaluation,
+        measure=measure,
+        genai_config=genai_config,
+        columns=options.split_pairs(column, "--column"),
+        task=task,
+        overwrite=overwrite,
+        seed=seed,
+        threads=threads,
     )
+    if analyze:
+        _analyze(ctx, source, out, settings)
+    else:
+        _quantize(ctx, source, out, settings)
+
+
+def _quantize(ctx: typer.Context, source: Path, out: Path, settings: QuantizeOptions) -> None:
+    from onnxkit.quantize import quantize_model
+
+    try:
+        report = quantize_model(source, out, settings, progress=ctx.obj, invocation=invocation(ctx))
+    except GateFailed as failure:
+        if failure.report is not None and not ctx.obj.json and not ctx.obj.quiet:
+            show(ctx.obj, failure.report)
+        raise
     ctx.obj.result("quantize", report, show)
 
 
-def _check(ctx: typer.Context, calibration: Path | None, evaluation: Path | None) -> None:
-    """Refuse options that would have no effect."""
+def _analyze(ctx: typer.Context, source: Path, out: Path, settings: QuantizeOptions) -> None:
+    from onnxkit.quantize import analyze_model
+
+    ctx.obj.result("quantize", analyze_model(source, out, settings, progress=ctx.obj), show_analysis)
+
+
+def _check(ctx: typer.Context, calibration: str | None, evaluation: Path | None) -> None:
+    """Refuse options that would have no effect whatever the scheme."""
+    for name in ("samples", "max_length"):
+        options.reject(
+            given(ctx, name) and calibration is None and (name == "samples" or evaluation is None),
+            named(ctx, name), "there is no --calibration set",
+        )  # fmt: skip
     options.reject(
-        given(ctx, "samples") and calibration is None, named(ctx, "samples"), "there is no --calibration set"
-    )
-    options.reject(
-        evaluation is not None and not ctx.params["measure"],
-        named(ctx, "evaluation"),
-        "--no-measure measures nothing",
-    )
-    options.reject(
-        bool(ctx.params["column"]) and calibration is None and evaluation is None,
+        bool(ctx.params["column"]) and calibration in (None, RANDOM) and evaluation is None,
         named(ctx, "column"), "there is no --calibration or --eval file",
     )  # fmt: skip
 
 
+def _smoothing(text: str | None) -> str | float | None:
+    """Read auto, off or a number; anything else is refused where the values are known."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
 def show(console: Console, report: QuantizeReport) -> None:
     """Print what was quantized, how close it stays and how fast it is."""
-    layers = len(report.quantized) + len(report.kept)
     before, after = report.size_before_bytes, report.size_after_bytes
-    granularity = "per channel" if report.per_channel else "per tensor"
-    granularity = granularity if report.blocks is None else f"in blocks of {report.blocks.size}"
     console.facts(
         [
-            ("wrote", report.out),
-            ("scheme", f"{report.scheme}, {report.weight_bits}-bit weights {granularity}"),
-            ("", report.weight_grid_reason),
-            ("layers", f"{len(report.quantized)} of {layers} quantized"),
+            ("wrote" if _holds(report) else "not written", report.out),
+            ("scheme", f"{report.scheme}, {report.bits_per_weight:.2f} bits a weight"),
+            ("for", report.hardware),
+            ("layers", _layers(report)),
             ("calibration", _calibration(report)),
             ("size", f"{figures.size(before)} -> {figures.size(after)} ({report.size_ratio:.2f} x)"),
             ("measured", "" if report.measurement else "neither accuracy nor speed (--no-measure)"),
             ("took", figures.seconds(report.seconds)),
         ]
     )
+    _show_formats(console, report.quantized)
     _show_kept(console, report.kept)
-    _show_measurement(console, report)
+    _show_attempts(console, report.attempts)
+    if report.measurement is not None:
+        _show_measurement(console, report.measurement)
+
+
+def _holds(report: QuantizeReport) -> bool:
+    """Whether the limits hold; without limits there is nothing to break."""
+    return not report.attempts or any(attempt.holds for attempt in report.attempts)
+
+
+def _layers(report: QuantizeReport) -> str:
+    if report.converted is not None:
+        return f"{figures.plural(report.converted, 'node')} in half precision"
+    return f"{len(report.quantized)} of {len(report.quantized) + len(report.kept)} quantized"
 
 
 def _calibration(report: QuantizeReport) -> str:
@@ -203,28 +206,60 @@ def _calibration(report: QuantizeReport) -> str:
     return f"{used.method} over {figures.plural(used.samples, 'sample')} of {used.source}"
 
 
+def _show_formats(console: Console, quantized: tuple[QuantizedLayer, ...]) -> None:
+    """Print what layers became: one row a format."""
+    groups: dict[str, list[QuantizedLayer]] = {}
+    for layer in quantized:
+        groups.setdefault(layer.format, []).append(layer)
+    if not groups:
+        return
+    console.heading("Quantized")
+    titles = ("layers", "weights", "bits a weight")
+    rows = []
+    for format, layers in groups.items():
+        weights = sum(layer.parameters for layer in layers)
+        bits = sum(layer.bits_per_weight * layer.parameters for layer in layers) / max(1, weights)
+        rows.append((str(len(layers)), f"{weights:,}", f"{bits:.2f}", format))
+    console.table([*(Column(title, number=True) for title in titles), Column("format", wide=True)], rows)
+
+
 def _show_kept(console: Console, kept: tuple[KeptLayer, ...]) -> None:
     """Print why layers stayed float: one row a reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for layer in kept:
         groups.setdefault((layer.op_type, layer.reason), []).append(layer.name)
-    if groups:
+    rows = [(str(len(names)), op, why, names[0]) for (op, why), names in groups.items()]
+    if rows:
         console.heading("Kept float")
-        console.table(
-            (
-                Column("layers", number=True),
-                Column("operator"),
-                Column("why", wide=True),
-                Column("the first"),
-            ),
-            [(str(len(names)), op, why, names[0]) for (op, why), names in groups.items()],
-        )
+        columns = (
+            Column("layers", number=True), Column("operator"), Column("why", wide=True), Column("the first"),
+        )  # fmt: skip
+        console.table(columns, rows)
 
 
-def _show_measurement(console: Console, report: QuantizeReport) -> None:
-    measured = report.measurement
-    if measured is None:
+def _show_attempts(console: Console, attempts: tuple[Attempt, ...]) -> None:
+    """Print what was tried for the limits, in order."""
+    if not attempts:
         return
+    console.heading("Tried")
+    titles = ("cosine", "KL", "points lost", "worst class")
+    console.table(
+        [Column("variant"), *(Column(title, number=True) for title in titles), Column("limits", wide=True)],
+        [
+            (
+                attempt.label,
+                f"{attempt.quality.cosine:.5f}",
+                figures.digits(attempt.quality.kl),
+                "-" if attempt.quality.drop is None else f"{attempt.quality.drop:.2f}",
+                "-" if (worst := attempt.quality.worst_slice) is None else f"{worst.name} {worst.drop:.2f}",
+                "; ".join(attempt.broken) or "hold",
+            )
+            for attempt in attempts
+        ],
+    )
+
+
+def _show_measurement(console: Console, measured: Measurement) -> None:
     console.heading(
         f"Against the input model, on {figures.plural(measured.samples, 'sample')} of {measured.measured_on}"
     )
@@ -238,8 +273,10 @@ def _show_measurement(console: Console, report: QuantizeReport) -> None:
         )
     ]
     if measured.metric is not None:
-        metric = measured.metric
-        facts.append((metric.name, f"{metric.before:.4f} -> {metric.after:.4f} ({metric.samples} labelled)"))
+        metric, unit = measured.metric, "tokens" if measured.divergence is not None else "labelled"
+        facts.append((metric.name, f"{metric.before:.4f} -> {metric.after:.4f} ({metric.samples:,} {unit})"))
+    if measured.divergence is not None:
+        facts += _divergence(measured.divergence)
     console.facts(facts)
     console.table(
         [Column("output"), *(Column(title, number=True) for title in ("cosine", "SQNR dB", "max abs"))],
@@ -248,3 +285,65 @@ def _show_measurement(console: Console, report: QuantizeReport) -> None:
             for one in measured.agreement
         ],
     )
+    _show_slices(console, measured.slices)
+
+
+def _divergence(found: Divergence) -> list[tuple[str, str]]:
+    return [
+        (
+            "KL divergence",
+            f"{figures.digits(found.kl_mean)} nats a token; 99.9 % are below "
+            f"{figures.digits(found.kl_p999)}, the largest is {figures.digits(found.kl_max)}",
+        ),
+        ("top-1", f"{100 * found.top1_agreement:.1f} % of {found.tokens:,} tokens agree"),
+    ]
+
+
+def _show_slices(console: Console, slices: tuple[SliceDrop, ...]) -> None:
+    lost = [one for one in slices if one.drop > 0]
+    if not lost:
+        return
+    console.heading("The classes that lost most")
+    titles = ("before", "after", "points lost", "samples")
+    console.table(
+        [Column("class"), *(Column(title, number=True) for title in titles)],
+        [
+            (one.name, f"{one.before:.4f}", f"{one.after:.4f}", f"{one.drop:.2f}", str(one.samples))
+            for one in lost[:WORST]
+        ],
+    )
+
+
+def show_analysis(console: Console, analysis: Analysis) -> None:
+    """Print the layers that cost most when each alone is quantized."""
+    proposed = sum(layer.proposed for layer in analysis.layers)
+    console.facts(
+        [
+            ("wrote", analysis.out),
+            ("scheme", analysis.scheme),
+            ("measured", f"on {figures.plural(analysis.samples, 'sample')} of {analysis.measured_on}"),
+            (
+                "proposed",
+                f"{figures.plural(proposed, 'layer')} to keep float (--exclude-from)",
+            ),
+            ("took", figures.seconds(analysis.seconds)),
+        ]
+    )
+    console.heading(f"The layers that cost most, each quantized alone ({analysis.noise})")
+    titles = ("noise", "of all", "SQNR dB", "points lost", "weights")
+    console.table(
+        [Column("layer"), *(Column(title, number=True) for title in titles), Column("format", wide=True)],
+        [
+            (
+                f"{layer.name}{' *' if layer.proposed else ''}",
+                f"{'' if layer.measured else '~'}{figures.digits(layer.noise)}",
+                f"{100 * layer.share:.1f} %",
+                "-" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+                "-" if layer.drop is None else f"{layer.drop:.2f}",
+                f"{layer.parameters:,}",
+                layer.format,
+            )
+            for layer in analysis.layers[:WORST]
+        ],
+    )
+    console.line("* proposed to stay float; ~ estimated from its kind and block")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from onnxkit.artifact.digests import combined_digest, file_entry
 from onnxkit.errors import EnvironmentProblem, InputError, OnnxkitError, UsageError
 from onnxkit.export.adapter import adapter_files, check_adapter
 from onnxkit.export.gguf import read_gguf
+from onnxkit.export.packed_checkpoint import Packing, read_packing
 from onnxkit.safety import Module, check_checkpoint, contained, printable, read_json, read_modules
 
 if TYPE_CHECKING:
@@ -86,6 +88,15 @@ class Checkpoint:
             return tuple(self.weights_path / name for name in sorted(names))
         return ()
 
+    @functools.cached_property
+    def packing(self) -> Packing | None:
+        """How its safetensors are quantized, by AWQ or GPTQ; None where they are not.
+
+        Raises:
+            InputError: a variant of these formats that is not read.
+        """
+        return read_packing(self.settings, str(self.weights_path / "config.json"))
+
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`: nothing connects, nothing is guessed."""
         arguments = {"local_files_only": True, "trust_remote_code": self.access.trust_remote_code}
@@ -101,11 +112,13 @@ class Checkpoint:
 
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(self.weights_path, **self.load_arguments())
-            return config
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             kind = self.settings.get("model_type", "no model_type")
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.weights_path / 'config.json'} ({kind}): {reason}") from error
+        if self.packing is not None:  # decoded here: transformers would ask for a package for it
+            del config.quantization_config
+        return config
 
     def digest(self) -> str:
         """The commit, or for what is local one digest of config and weights, the adapter's with them."""

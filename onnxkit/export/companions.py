@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onnxkit.artifact import copy_companions
 from onnxkit.errors import InputError
@@ -39,6 +42,8 @@ def write_companions(plan: Plan, staging: Path, *, progress: Progress) -> None:
         write_gguf_companions(checkpoint.gguf, checkpoint.settings, staging)
         return
     copy_companions(checkpoint.path, staging)
+    if checkpoint.packing is not None:
+        _forget_packing(checkpoint.settings, staging / "config.json")
     if checkpoint.weights_path != checkpoint.path:
         copy_companions(checkpoint.weights_path, staging)
     if checkpoint.access.adapter is not None:
@@ -50,6 +55,12 @@ def write_companions(plan: Plan, staging: Path, *, progress: Progress) -> None:
         _convert_tokenizer(checkpoint, staging)
     else:
         progress.warn(f"{checkpoint.source} has no tokenizer: the model takes token ids only, no text")
+
+
+def _forget_packing(settings: Mapping[str, Any], config: Path) -> None:
+    """The weights of the graph are stored another way: loaders would ask for the checkpoint's."""
+    kept = {key: value for key, value in settings.items() if key != "quantization_config"}
+    config.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _convert_tokenizer(checkpoint: Checkpoint, staging: Path) -> None:

@@ -7,7 +7,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxkit.artifact import Invocation, Manifest, check_target, normalize_task, publish, seal
 from onnxkit.artifact.genai import check_genai_task
@@ -23,6 +23,7 @@ from onnxkit.export.report import (
     ExportOptions,
     ExportReport,
     GenerationCheck,
+    KeptQuantization,
     LevelTrial,
     OutputFile,
 )
@@ -93,11 +94,25 @@ def _check_options(options: ExportOptions) -> None:
         raise UsageError(f"no layout {options.layout!r}: onnxkit or optimum")
     if options.opset < MIN_OPSET:
         raise UsageError(f"opset {options.opset}: exports start at opset {MIN_OPSET}")
+    _check_keep(options)
     ceiling = opset_ceiling()
     if options.opset > ceiling.opset:
         raise UsageError(
             f"opset {options.opset}: ONNX Runtime {ceiling.onnxruntime} takes at most {ceiling.opset}"
         )
+
+
+def _check_keep(options: ExportOptions) -> None:
+    if not options.keep_quantization:
+        if options.accuracy_level is not None:
+            raise UsageError("--accuracy-level does not apply without --keep-quantization")
+        return
+    if options.dtype != "fp32":
+        raise UsageError(f"--keep-quantization does not apply to --dtype {options.dtype}, only to fp32")
+    if options.adapter is not None:
+        raise UsageError("--keep-quantization does not apply to --adapter: it is merged into float weights")
+    if options.accuracy_level not in (None, 0, 1, 4):
+        raise UsageError(f"--accuracy-level {options.accuracy_level}: 0, 1 (float32) or 4 (int8)")
 
 
 def _access(options: ExportOptions) -> Access:
@@ -165,8 +180,9 @@ class _Job:
                 attempts = Attempts(shop, staging, checker, verify=options.verify, phases=self.phases)
                 candidates = self._first_that_hold(attempts, plan)
                 result = self._verified(attempts, checker, plan, staging)
+            self._set_accuracy_level(plan, staging)
             with self.phases("write"):
-                manifest = self._seal(staging, plan, attempts, result.check, invocation)
+                manifest = self._seal(staging, plan, attempts, result, candidates, invocation)
             return self._report(plan, attempts, result, candidates, manifest)
 
     def _workshop(self) -> Workshop:
@@ -181,7 +197,10 @@ class _Job:
             dtype = TORCH_DTYPES[self.options.dtype]
             optimum = self.options.layout == "optimum"
             plan = make_plan(self.checkpoint, self.options.task, build, dtype=dtype, optimum=optimum)
-        return Workshop(plan, dtype=self.options.dtype, opset=self.options.opset, phases=self.phases)
+        options = self.options
+        return Workshop(
+            plan, dtype=options.dtype, opset=options.opset, phases=self.phases, keep=options.keep_quantization
+        )
 
     def _first_that_hold(self, attempts: Attempts, plan: Plan) -> list[Candidate]:
         from onnxkit.export.levels import LEVELS
@@ -232,12 +251,41 @@ class _Job:
                 write_reference(staging / REFERENCE_FILE, check)
         return result
 
+    @property
+    def _accuracy_level(self) -> int:
+        given = self.options.accuracy_level
+        return given if given is not None else 4 if self.options.keep_quantization else 0
+
+    def _set_accuracy_level(self, plan: Plan, staging: Path) -> None:
+        """The graphs were compared with PyTorch at level 0, which computes as PyTorch does."""
+        from onnxkit.export.keep import set_accuracy_level
+
+        if self._accuracy_level:
+            for part in plan.parts:
+                set_accuracy_level(staging / part.file, self._accuracy_level)
+
+    def _kept(self, candidates: Sequence[Candidate]) -> KeptQuantization | None:
+        from onnxkit.export.keep import describe
+
+        kept = [each.kept for each in candidates if each.kept is not None]
+        packing = self.checkpoint.packing
+        form = packing.describe() if packing is not None else "GGUF"
+        return describe(kept, form, self._accuracy_level) if kept else None
+
     def _seal(
-        self, staging: Path, plan: Plan, attempts: Attempts, check: Check | None, invocation: Invocation
+        self,
+        staging: Path,
+        plan: Plan,
+        attempts: Attempts,
+        result: _Result,
+        candidates: Sequence[Candidate],
+        invocation: Invocation,
     ) -> Manifest:
         from onnxkit.export.interchange import write_export_json
         from onnxkit.export.levels import TORCH_DTYPES
 
+        verification = result.check.verification if result.check is not None else None
+        kept = self._kept(candidates)
         if not plan.generates:
             write_export_json(staging, plan, plan.parts[0], dtype=TORCH_DTYPES[self.options.dtype])
         return seal(
@@ -246,10 +294,11 @@ class _Job:
             components={part.name: part.file for part in plan.parts},
             invocation=invocation,
             parent=None,
-            verified=check.verification if check is not None else None,
+            verified=verification if self._accuracy_level < 4 else None,
             measured={
                 "level": _taken(attempts.trials).level, "trials": attempts.trials,
                 "seconds": self.phases.seconds,
+                **({"kept": kept, "verification": verification} if kept is not None else {}),
             },
             input_digest=self.checkpoint.digest(),
             genai_config=self.options.genai_config,
@@ -287,6 +336,7 @@ class _Job:
             checks=_rows(result.check),
             checked=result.checked,
             generation=result.greedy,
+            kept=self._kept(candidates),
         )
 
 
@@ -297,7 +347,6 @@ def _taken(trials: Sequence[LevelTrial]) -> LevelTrial:
 
 def _graph(candidate: Candidate, manifest: Manifest) -> ExportedGraph:
     component = manifest.components[candidate.part.name]
-    tensors: list[Any] = [value.const_value for value in candidate.model.graph.initializers.values()]
     return ExportedGraph(
         part=candidate.part.name,
         file=component.file,
@@ -306,7 +355,7 @@ def _graph(candidate: Candidate, manifest: Manifest) -> ExportedGraph:
         outputs=component.outputs,
         regions=candidate.regions,
         nodes=len(candidate.model.graph),
-        parameters=sum(int(tensor.size) for tensor in tensors if tensor is not None),
+        parameters=candidate.parameters,
     )
 
 

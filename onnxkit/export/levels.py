@@ -10,7 +10,7 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,6 +19,8 @@ from onnx_ir.passes import common
 from transformers import PreTrainedModel
 
 from onnxkit.errors import InputError
+from onnxkit.export.keep import Kept, keep_blocks
+from onnxkit.export.packed_sources import PackedParameters, packed_parameters
 from onnxkit.export.parts import Part
 from onnxkit.export.phases import Phases
 from onnxkit.export.plan import Plan
@@ -68,6 +70,8 @@ class Candidate:
     Attributes:
         attentions, attention_calls: see `LevelTrial`; None for L3.
         regions: number of semantic regions by operator.
+        parameters: number of weights.
+        kept: which weights are read in blocks; None where that was not asked for.
     """
 
     part: Part
@@ -76,24 +80,35 @@ class Candidate:
     regions: Mapping[str, int]
     attentions: int | None
     attention_calls: int | None
+    parameters: int
+    kept: Kept | None = None
 
 
 class Workshop:
-    """Makes candidates from one plan; the loaded model is shared with the check."""
+    """Makes candidates from one plan; the loaded model is shared with the check.
 
-    def __init__(self, plan: Plan, *, dtype: str, opset: int, phases: Phases) -> None:
+    Args:
+        keep: the products of quantized weights read their blocks (see `keep`).
+    """
+
+    def __init__(self, plan: Plan, *, dtype: str, opset: int, phases: Phases, keep: bool = False) -> None:
         self.plan, self.phases = plan, phases
-        self._dtype, self._opset = TORCH_DTYPES[dtype], opset
+        self._dtype, self._opset, self._keep = TORCH_DTYPES[dtype], opset, keep
 
     @functools.cached_property
     def loaded(self) -> LoadedModel:
         """The checkpoint in PyTorch, loaded when it is first needed."""
         return load_reference_model(self.plan)
 
+    @functools.cached_property
+    def packed(self) -> PackedParameters:
+        """The checkpoint's quantized weights that the graphs can read as they are."""
+        return packed_parameters(self.plan, self.empty(), lambda: self.loaded.model)
+
     def with_plan(self, plan: Plan) -> Workshop:
         """A workshop for another plan of the same export."""
         dtype = next(name for name, dtype in TORCH_DTYPES.items() if dtype == self._dtype)
-        return Workshop(plan, dtype=dtype, opset=self._opset, phases=self.phases)
+        return Workshop(plan, dtype=dtype, opset=self._opset, phases=self.phases, keep=self._keep)
 
     def empty(self) -> PreTrainedModel:
         """The model without weights."""
@@ -106,7 +121,13 @@ class Workshop:
             InputError: the checkpoint lacks weights that the graph needs.
             Exception: the level does not work for this model.
         """
-        return self._native(part) if level == "L3" else self._traced(part, level)
+        candidate = self._native(part) if level == "L3" else self._traced(part, level)
+        if not self._keep:
+            return candidate
+        with self.phases("convert"):
+            kept = keep_blocks(candidate.model, self.packed.weights)
+        kept.floats.update(self.packed.floats)
+        return replace(candidate, kept=kept)
 
     def _traced(self, part: Part, level: LevelName) -> Candidate:
         with self.phases("load"):
@@ -118,7 +139,7 @@ class Workshop:
             counts = finish(traced.model, opset=self._opset, prefix=PREFIX)
         return Candidate(
             part=part, level=level, model=traced.model, regions=counts, attentions=traced.attentions,
-            attention_calls=traced.attention_calls,
+            attention_calls=traced.attention_calls, parameters=_parameters(traced.model),
         )  # fmt: skip
 
     def _attach(
@@ -142,7 +163,7 @@ class Workshop:
 
     def _weights(self, model: PreTrainedModel) -> Weights:
         files = self.plan.checkpoint.weight_files
-        streamed = StreamedWeights(files, model) if files else None
+        streamed = StreamedWeights(files, model, self.plan.checkpoint.packing) if files else None
         if streamed is not None and streamed.complete:
             return DerivedWeights(streamed, model)
         return LoadedWeights(self.loaded.model, self.loaded.missing)
@@ -162,8 +183,14 @@ class Workshop:
                 raise InputError(missing_weights(self.plan, missing))
             counts = finish(exported, opset=self._opset, prefix="")
         return Candidate(
-            part=part, level="L3", model=exported, regions=counts, attentions=None, attention_calls=None
-        )
+            part=part, level="L3", model=exported, regions=counts, attentions=None, attention_calls=None,
+            parameters=_parameters(exported),
+        )  # fmt: skip
+
+
+def _parameters(model: ir.Model) -> int:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(int(tensor.size) for tensor in tensors if tensor is not None)
 
 
 def write_graph(candidate: Candidate, directory: Path, shared: SharedData | None) -> None:

@@ -210,7 +210,10 @@ def _factories(cls: Any, checkpoint: Checkpoint) -> tuple[Callable[..., Any], Ca
         return build(config, **remote, **other)
 
     def load(**other: Any) -> Any:
-        loaded = cls.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments(), **other)
+        if checkpoint.packing is not None:
+            loaded = _load_decoded(build_from_config, checkpoint, **other)
+        else:
+            loaded = cls.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments(), **other)
         adapter = checkpoint.access.adapter
         if adapter is None:
             return loaded
@@ -219,6 +222,19 @@ def _factories(cls: Any, checkpoint: Checkpoint) -> tuple[Callable[..., Any], Ca
         return merge_adapter(loaded, adapter)
 
     return build_from_config, load
+
+
+def _load_decoded(
+    build: Callable[..., Any], checkpoint: Checkpoint, config: PretrainedConfig | None = None, **other: Any
+) -> Any:
+    """The weights of an AWQ or GPTQ checkpoint, decoded, in the class that they were made from."""
+    from onnxkit.export.weights import StreamedWeights
+
+    config = config if config is not None else checkpoint.config()
+    with torch.device("meta"):
+        empty = build(copy.deepcopy(config))
+    state = StreamedWeights(checkpoint.weight_files, empty, checkpoint.packing).state_dict()
+    return type(empty).from_pretrained(None, config=copy.deepcopy(config), state_dict=state, **other)
 
 
 def _outputs(
@@ -246,7 +262,7 @@ def missing_parameters(model: PreTrainedModel, checkpoint: Checkpoint, names: li
 
     if not checkpoint.weight_files:
         return []
-    weights = StreamedWeights(checkpoint.weight_files, model)
+    weights = StreamedWeights(checkpoint.weight_files, model, checkpoint.packing)
     return [name for name in names if weights.tensor([name]) is None]
 
 

@@ -38,6 +38,11 @@ class ExportOptions:
             repository or directory; access token; use the cache only.
         adapter: directory of a LoRA adapter (peft) to merge into the weights.
         genai_config: write the genai_config.json that onnxruntime-genai needs (text-generation only).
+        keep_quantization: products read the blocks of a quantized checkpoint (AWQ, GPTQ, GGUF) as they are,
+            instead of dequantized weights.
+        accuracy_level: what those products compute in: 0 or 1 float32; 4, the default, int8 (activations are
+            rounded block by block), for which CPUs have fast kernels. The check with PyTorch is always in
+            float32.
         overwrite: replace an existing output directory.
         seed: of the inputs that the check uses.
     """
@@ -56,6 +61,8 @@ class ExportOptions:
     adapter: Path | None = None
     layout: LayoutName = "onnxkit"
     genai_config: bool = False
+    keep_quantization: bool = False
+    accuracy_level: int | None = None
     overwrite: bool = False
     seed: int = 0
 
@@ -139,6 +146,29 @@ class ExportedGraph:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptQuantization:
+    """The quantization of the checkpoint that the graphs read as it is.
+
+    Attributes:
+        format: of the checkpoint, in plain words.
+        weights: how many are in blocks, those that graphs share once.
+        parameters: elements of them.
+        bits_per_weight: all that is stored for them: codes, scales, zero points, minimums.
+        bits: how many weights have codes of so many bits.
+        floats: quantized weights that stand dequantized, and why.
+        accuracy_level: what the products compute in, see `ExportOptions`.
+    """
+
+    format: str
+    weights: int
+    parameters: int
+    bits_per_weight: float
+    bits: Mapping[int, int]
+    floats: Mapping[str, str]
+    accuracy_level: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
     """Result of `export_model`.
 
@@ -156,6 +186,7 @@ class ExportReport(Report):
         checks: every output of every case of the last check.
         checked: what was compared with PyTorch: the checkpoint, or its first layers where memory is short.
         generation: of a generating model in float32.
+        kept: None where `keep_quantization` was not asked for.
     """
 
     source: str
@@ -177,3 +208,4 @@ class ExportReport(Report):
     checks: tuple[CheckedOutput, ...]
     checked: str = CHECKPOINT
     generation: GenerationCheck | None = None
+    kept: KeptQuantization | None = None

@@ -17,6 +17,10 @@ from onnx_ir.tensor_adapters import TorchTensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from onnxkit.export.packed import PackedWeight
+from onnxkit.export.packed_checkpoint import Packing, packed_weights
 
 _DTYPES = {
     "F64": ir.DataType.DOUBLE,
@@ -72,24 +76,56 @@ class StreamedWeights:
 
     Keys that transformers would merge or split (not only rename) are left out: `complete` is then
     False, and the loaded model has to give the weights.
+
+    Attributes:
+        packed: the weights that are quantized (`packing`), by the model's name; `tensor` decodes them.
     """
 
-    def __init__(self, files: Iterable[Path], model: PreTrainedModel) -> None:
+    def __init__(self, files: Iterable[Path], model: PreTrainedModel, packing: Packing | None = None) -> None:
         conversions = get_model_conversion_mapping(model)
         renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
         converters = [c for c in conversions if isinstance(c, WeightConverter)]
         expected = model.state_dict()
         self.complete = True
-        self._tensors: dict[str, ir.ExternalTensor] = {}
-        for key, tensor in safetensors_tensors(files).items():
+        self.packed: dict[str, PackedWeight] = {}
+        self._tensors: dict[str, ir.TensorProtocol] = {}
+        self._by_key: dict[str, ir.TensorProtocol] = {**safetensors_tensors(files)}
+        quantized: Mapping[str, PackedWeight] = {}
+        if packing is not None:
+            quantized, rest = packed_weights(self._by_key, packing)
+            self._by_key = {**dict.fromkeys(quantized), **rest}  # type: ignore[dict-item]
+        for key in self._by_key:
             name, merged = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
+            if key in quantized:
+                self._by_key[key] = quantized[key].tensor(name, turned=_by_columns(model, name))
             self.complete &= merged is None
             if merged is None:
-                self._tensors[name] = tensor
+                self._tensors[name] = self._by_key[key]
+                if key in quantized:
+                    self.packed[name] = quantized[key]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything, decoded and read, under the checkpoint's own keys: what transformers can load."""
+        return {key: _as_torch(tensor) for key, tensor in self._by_key.items()}
 
     def tensor(self, names: Iterable[str]) -> ir.TensorProtocol | None:
         """As the protocol says."""
         return next((self._tensors[name] for name in names if name in self._tensors), None)
+
+
+def _by_columns(model: PreTrainedModel, name: str) -> bool:
+    """Whether the parameter belongs to GPT-2's linear module, whose weights are `[K, N]`."""
+    try:
+        return isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+    except AttributeError:  # a layer that the config leaves out
+        return False
+
+
+def _as_torch(tensor: ir.TensorProtocol) -> torch.Tensor:
+    array = np.array(tensor.numpy())
+    if tensor.dtype == ir.DataType.BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 class LoadedWeights:

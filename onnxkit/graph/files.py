@@ -35,7 +35,9 @@ def load_model(path: Path) -> ir.Model:
     return model
 
 
-def save_model(model: ir.Model, path: Path, *, shared: SharedData | None = None) -> None:
+def save_model(
+    model: ir.Model, path: Path, *, shared: SharedData | None = None, linked: bool = False
+) -> None:
     """Write a model without value_info, documentation or any metadata but the regions' and the cache's.
 
     Shapes stand at graph inputs and outputs only: where ONNX Runtime finds them inside, it fuses
@@ -44,6 +46,7 @@ def save_model(model: ir.Model, path: Path, *, shared: SharedData | None = None)
     Args:
         shared: the data file that takes the weights, of any size, of this and further graphs in the
             directory; each of them is stored once.
+        linked: external weights stay where they are: the caller has put their files beside `path`.
 
     Raises:
         UsageError: the opset is past what the installed ONNX Runtime takes.
@@ -51,7 +54,7 @@ def save_model(model: ir.Model, path: Path, *, shared: SharedData | None = None)
     """
     _check_opset(model)
     if shared is not None:
-        _unload(model, shared)
+        _unload(model, shared, linked=linked)
     elif weight_bytes(model) > EMBEDDED_BYTES:
         # Reshape targets and the like stay inside: ONNX Runtime infers shapes from them.
         ir.external_data.unload_from_model(
@@ -84,9 +87,11 @@ def _write_back(path: Path) -> None:
     threading.Thread(target=flush, name="onnxkit-write-back", daemon=True).start()
 
 
-def _unload(model: ir.Model, shared: SharedData) -> None:
+def _unload(model: ir.Model, shared: SharedData, *, linked: bool) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
+        if linked and isinstance(tensor, ir.ExternalTensor):
+            continue
         if tensor is not None and tensor.nbytes >= _SMALL_BYTES:
             placed = shared.place(tensor)
             placed.name = str(value.name)

@@ -1,10 +1,10 @@
-"""Float16 weights and arithmetic, with float32 where float16 does not hold what is computed.
+"""Weights and arithmetic in half precision (float16 or bfloat16), and float32 where that does not do.
 
 Inputs and outputs of the graph stay as they are: a Cast stands at the boundary. Only the keys and values of a
-cache become float16 themselves: a Cast would read and write them whole in every step. Kept in float32 are
-operators whose sums or powers leave float16's range (`DELICATE`), those that no kernel takes in float16,
-those with a stored value that float16 cannot hold, and whatever the caller names. Weights are converted
-one at a time while they are written out.
+cache become half themselves: a Cast would read and write them whole in every step. Kept in float32 are
+operators whose sums or powers leave float16's range (`DELICATE`), those that no kernel takes in half
+precision, those with a stored value that it cannot hold, and whatever the caller names. Weights are converted
+one at a time, to the nearest (of two as near, to the even), while they are written out.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from onnxkit.graph.probing import INFINITE, largest
 
 Array = np.ndarray[Any, Any]
 
-_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-_LARGEST = float(np.finfo(np.float16).max)
-_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+_FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+LARGEST = {_FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
+"""The largest finite value of each type."""
+_SMALLEST = {_FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
 _PARTS = 16
 
 DELICATE = frozenset(
@@ -50,7 +51,7 @@ FUSED = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
-"""ONNX Runtime's own operators that have float16 kernels, or are run between casts where they have none."""
+"""ONNX Runtime's own operators that take half precision, or are run between casts where no kernel does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +59,26 @@ class HalfResult:
     """What a conversion did.
 
     Attributes:
-        converted: number of nodes that compute in float16.
-        kept: names of nodes that stay float32 although their operator takes float16.
+        converted: number of nodes that compute in half precision.
+        kept: names of nodes that stay float32 although their operator takes half precision.
     """
 
     converted: int
     kept: tuple[str, ...]
 
 
-def to_float16(model: ir.Model, *, keep: Collection[str] = ()) -> HalfResult:
+def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[str] = ()) -> HalfResult:
     """Convert a float32 graph in place. Nodes of subgraphs stay float32.
 
     Args:
         model: the graph; dtypes of its values are derived.
+        dtype: FLOAT16 or BFLOAT16.
         keep: names of nodes that stay float32.
     """
     infer_dtypes(model)
-    able = [node for node in model.graph if _takes_half(node, model.opset_imports)]
-    chosen = [node for node in able if node.name not in keep and _fits(node)]
-    _Conversion(model.graph, set(chosen)).run()
+    able = [node for node in model.graph if _takes_half(node, dtype, model.opset_imports)]
+    chosen = [node for node in able if node.name not in keep and _fits(node, dtype)]
+    _Conversion(model.graph, set(chosen), dtype).run()
     kept = {str(node.name) for node in able} - {str(node.name) for node in chosen}
     return HalfResult(converted=len(chosen), kept=tuple(sorted(kept)))
 
@@ -94,7 +96,7 @@ def overflowing(model: ir.Model, cases: Sequence[Mapping[str, Array]], scratch: 
     """
     infer_dtypes(model)
     sizes = largest(model, cases, scratch)
-    large = {name for name, size in sizes.items() if not size <= _LARGEST / 2}
+    large = {name for name, size in sizes.items() if not size <= LARGEST[_FLOAT16] / 2}
     return tuple(
         str(node.name)
         for node in model.graph
@@ -148,8 +150,8 @@ def search_kept(
     return names(start, end)
 
 
-def _takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
-    """Whether a node computes on float32 values, and could on float16 ones."""
+def _takes_half(node: ir.Node, dtype: ir.DataType, opsets: dict[str, int]) -> bool:
+    """Whether a node computes on float32 values, and could on half ones."""
     floats = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype == _FLOAT]
     kinds = {attribute.type for attribute in node.attributes.values()}
     if not floats or kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
@@ -158,10 +160,10 @@ def _takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
         return node.op_type in FUSED or node.op_type == "SimplifiedLayerNormalization"
     if node.domain != "" or node.op_type in DELICATE:
         return False
-    return _schema_takes_half(node, opsets)
+    return _schema_takes(node, f"tensor({dtype.name.lower()})", opsets)
 
 
-def _schema_takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
+def _schema_takes(node: ir.Node, half: str, opsets: dict[str, int]) -> bool:
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get("", 1), "")
     except onnx.defs.SchemaError:
@@ -170,68 +172,73 @@ def _schema_takes_half(node: ir.Node, opsets: dict[str, int]) -> bool:
     for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for position, value in enumerate(values):
             kind = formals[min(position, len(formals) - 1)].type_str
-            if (
-                value is not None
-                and value.dtype == _FLOAT
-                and "tensor(float16)" not in allowed.get(kind, {kind})
-            ):
+            if value is not None and value.dtype == _FLOAT and half not in allowed.get(kind, {kind}):
                 return False
     return True
 
 
-def _fits(node: ir.Node) -> bool:
-    """Whether float16 holds the stored values that a node reads."""
-    return all(
-        value is None or value.dtype != _FLOAT or not value.is_initializer() or _holds(value.const_value)
-        for value in node.inputs
-    )
+def _fits(node: ir.Node, dtype: ir.DataType) -> bool:
+    """Whether half precision holds the stored values that a node reads."""
+    stored = [value for value in node.inputs if value is not None and value.is_initializer()]
+    return all(_holds(value.const_value, dtype) for value in stored if value.dtype == _FLOAT)
 
 
-def _holds(tensor: ir.TensorProtocol | None) -> bool:
+def _holds(tensor: ir.TensorProtocol | None, dtype: ir.DataType) -> bool:
     if tensor is None or tensor.size == 0:
         return True
     sizes = np.abs(tensor.numpy())
     sizes = sizes[sizes < INFINITE] if tensor.size <= SMALL else sizes
     if not sizes.size:
         return True
-    if tensor.size == 1 and 0 < float(sizes.flat[0]) < _SMALLEST:
+    if tensor.size == 1 and 0 < float(sizes.flat[0]) < _SMALLEST[dtype]:
         return False  # an epsilon that would become 0
-    return float(sizes.max()) <= _LARGEST
+    return float(sizes.max()) <= LARGEST[dtype]
 
 
-def _as_half(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """Return the tensor in float16; what stands for "masked" becomes a value that sums do not overflow."""
+def _as_half(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    """Return the tensor in half; what stands for "masked" becomes a value that sums do not overflow."""
 
     def convert() -> ir.TensorProtocol:
-        limit = abs(lowest(_HALF))
         array = tensor.numpy()
-        array = np.where(np.abs(array) >= INFINITE, np.sign(array) * limit, array)
-        return ir.tensor(array.astype(np.float16), name=tensor.name)
+        array = np.where(np.abs(array) >= INFINITE, np.sign(array) * abs(lowest(dtype)), array)
+        return ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=tensor.name)
 
-    return ir.LazyTensor(convert, dtype=_HALF, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    return ir.LazyTensor(convert, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 class _Conversion:
-    """Rewires one graph: chosen nodes read and make float16, casts stand where the two worlds meet."""
+    """Rewires one graph: chosen nodes read and make `half`, casts stand where the two worlds meet."""
 
-    def __init__(self, graph: ir.Graph, chosen: set[ir.Node]) -> None:
-        self.graph, self.chosen = graph, chosen
+    def __init__(self, graph: ir.Graph, chosen: set[ir.Node], half: ir.DataType) -> None:
+        self.graph, self.chosen, self.half = graph, chosen, half
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.wide: set[ir.Value] = set()
 
     def run(self) -> None:
         made = [value for node in self.chosen for value in node.outputs if value.dtype == _FLOAT]
-        for value in self.graph.inputs:
-            if is_past(value) and value.dtype == _FLOAT and self._only_half(value):
-                value.dtype = _HALF
+        self._halve_cache()
         for node in list(self.graph):
             if node in self.chosen:
                 self._feed(node)
         for node in self.chosen:
-            _convert_attributes(node)
+            _convert_attributes(node, self.half)
         for value in made:
-            value.dtype = _HALF
+            value.dtype = self.half
         for value in made:
             self._hand_out(value)
+
+    def _halve_cache(self) -> None:
+        """A past and what it becomes have one type: the result of one step is the input of the next."""
+        presents = {str(value.name): value for value in self.graph.outputs if is_present(value)}
+        for value in self.graph.inputs:
+            if not is_past(value) or value.dtype != _FLOAT:
+                continue
+            present = presents.get("present." + str(value.name).removeprefix("past_key_values."))
+            made_half = present is None or present.producer() in self.chosen
+            if made_half and self._only_half(value):
+                value.dtype = self.half
+            elif present is not None:
+                self.wide.add(present)
 
     def _only_half(self, value: ir.Value) -> bool:
         return all(use.node in self.chosen or use.node.op_type == "Shape" for use in value.uses())
@@ -241,23 +248,24 @@ class _Conversion:
             if value is None or value.dtype != _FLOAT or value.producer() in self.chosen:
                 continue
             stored = value.is_initializer() and not value.is_graph_input()
-            half = self._stored(value) if stored else self._cast(value, _HALF)
-            node.replace_input_with(position, half)
+            other = self._stored(value) if stored else self._cast(value, self.half)
+            node.replace_input_with(position, other)
 
     def _stored(self, value: ir.Value) -> ir.Value:
-        """A weight in float16; nodes that stay float32 keep reading the original."""
-        key = (value, _HALF)
+        """A weight in half; nodes that stay float32 keep reading the original."""
+        key = (value, self.half)
         if key not in self.casts and value.const_value is not None:
-            tensor = _as_half(value.const_value)
+            tensor = _as_half(value.const_value, self.half)
             others = [use.node for use in value.uses() if use.node not in self.chosen]
             if others or value.is_graph_output():
-                half = ir.Value(name=f"{value.name}/float16", shape=value.shape, const_value=tensor)
-                half.dtype = _HALF
-                self.graph.register_initializer(half)
+                name = f"{value.name}/{self.half.name.lower()}"
+                made = ir.Value(name=name, shape=value.shape, const_value=tensor)
+                made.dtype = self.half
+                self.graph.register_initializer(made)
             else:
-                half = value
-                value.const_value, value.dtype = tensor, _HALF
-            self.casts[key] = half
+                made = value
+                value.const_value, value.dtype = tensor, self.half
+            self.casts[key] = made
         return self.casts[key]
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -279,12 +287,12 @@ class _Conversion:
         """Give float32 to nodes that stay so, those in subgraphs included, and to the graph's outputs."""
         for use in [use for use in value.uses() if use.node not in self.chosen and not _is_cast_of(use.node)]:
             use.node.replace_input_with(use.idx, self._cast(value, _FLOAT))
-        if value.is_graph_output() and not is_present(value):
+        if value.is_graph_output() and (not is_present(value) or value in self.wide):
             wide, name = self._cast(value, _FLOAT), value.name
             for position, output in enumerate(self.graph.outputs):
                 if output is value:
                     self.graph.outputs[position] = wide
-            value.name, wide.name = f"{name}/float16", name
+            value.name, wide.name = f"{name}/{self.half.name.lower()}", name
 
 
 def _is_cast_of(node: ir.Node) -> bool:
@@ -292,12 +300,12 @@ def _is_cast_of(node: ir.Node) -> bool:
     return node.op_type == "Cast" and node.domain == ""
 
 
-def _convert_attributes(node: ir.Node) -> None:
-    """Casts to float32 become casts to float16; float32 tensors in attributes are converted."""
+def _convert_attributes(node: ir.Node, half: ir.DataType) -> None:
+    """Casts to float32 become casts to half; float32 tensors in attributes are converted."""
     if node.op_type == "Cast" and node.attributes["to"].as_int() == _FLOAT:
-        node.attributes["to"] = ir.AttrInt64("to", int(_HALF))
+        node.attributes["to"] = ir.AttrInt64("to", int(half))
     for name, attribute in _tensor_attributes(node):
-        node.attributes[name] = ir.AttrTensor(name, _as_half(attribute.as_tensor()))
+        node.attributes[name] = ir.AttrTensor(name, _as_half(attribute.as_tensor(), half))
 
 
 def _tensor_attributes(node: ir.Node) -> Iterable[tuple[str, Any]]:

@@ -30,6 +30,8 @@ class QuantizedShare:
         parameters: weights stored as integers, of `linear_parameters`.
         linear_parameters: all weights of those nodes.
         share: parameters / linear_parameters; 0 where there are none.
+        bits_per_weight: of those stored as integers, with scales and zero points; 0 where there are none.
+        layers: bits of a code, by the name of the quantized node.
     """
 
     nodes: int
@@ -37,6 +39,8 @@ class QuantizedShare:
     parameters: int
     linear_parameters: int
     share: float
+    bits_per_weight: float
+    layers: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,4 +185,6 @@ def _quantized(census: Census) -> QuantizedShare:
         parameters=census.quantized_parameters,
         linear_parameters=total,
         share=census.quantized_parameters / total if total else 0.0,
+        bits_per_weight=8 * census.quantized_bytes / max(1, census.quantized_parameters),
+        layers=census.quantized_layers,
     )

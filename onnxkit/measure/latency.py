@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxkit import machine
 from onnxkit.errors import UsageError
+from onnxkit.measure.agreement import fed
 
 if TYPE_CHECKING:
     from onnxkit.runtime import Session
@@ -228,12 +229,12 @@ def interleaved(
 ) -> Comparison:
     """Time several sessions on the same feeds in turns; the first one is the baseline.
 
-    Each session is fed the inputs that it takes. `runs` and `seconds` are per session.
+    Each session is fed the inputs that it takes, in its own floating-point types. `runs` and `seconds` are
+    per session.
     """
     calls: dict[str, Callable[[], object]] = {}
     for name, session in sessions.items():
-        taken = {spec.name: feeds[spec.name] for spec in session.inputs if spec.name in feeds}
-        calls[name] = partial(session.run, taken)
+        calls[name] = partial(session.run, fed(session, feeds))
     return interleaved_calls(calls, runs=runs, seconds=seconds, warmup=warmup)
 
 

@@ -20,6 +20,8 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _FLOAT = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 _SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
+# Operators whose bytes hold several codes, and how many bits a code has where they do not say.
+_PACKED, _DEFAULT_BITS = ("MatMulNBits", "GatherBlockQuantized"), 4
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,8 @@ class Census:
         quantized_nodes: those of them whose weight is an integer.
         linear_parameters: elements of their weights.
         quantized_parameters: elements of the integer ones.
+        quantized_bytes: bytes of those, with their scales and zero points.
+        quantized_layers: bits of a code by node, for those of `linear_nodes` that are quantized.
     """
 
     parameters: int = 0
@@ -43,12 +47,23 @@ class Census:
     quantized_nodes: int = 0
     linear_parameters: int = 0
     quantized_parameters: int = 0
+    quantized_bytes: int = 0
+    quantized_layers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Use:
     node: onnx.NodeProto
     slot: int
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """One graph's values: initializers, the nodes that make them, the nodes that use them."""
+
+    tensors: dict[str, onnx.TensorProto]
+    makers: dict[str, onnx.NodeProto]
+    uses: dict[str, list[_Use]]
 
 
 def take_census(model: onnx.ModelProto) -> Census:
@@ -70,16 +85,18 @@ def _count_graph(graph: onnx.GraphProto, census: Census) -> None:
         for slot, name in enumerate(node.input):
             uses.setdefault(name, []).append(_Use(node, slot))
     tensors = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    scope = _Scope(tensors=tensors, makers=makers, uses=uses)
     seen: set[str] = set()
     for tensor in tensors.values():
         consumers = list(_consumers(tensor.name, uses))
         _count_bytes(tensor, consumers, census)
-        if _is_parameter(tensor, uses.get(tensor.name, [])):
+        if _is_parameter(tensor, consumers):
             census.parameters += _logical_elements(tensor, consumers)
         for use in consumers:
             slots = WEIGHT_SLOTS.get(use.node.op_type)
             if slots is not None and slots.linear and use.slot == slots.weight:
-                _count_linear(tensor, use, seen, census)
+                _count_linear(tensor, use, scope, seen, census)
 
 
 def _consumers(name: str, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
@@ -96,7 +113,7 @@ def _consumers(name: str, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
 
 
 def _count_bytes(tensor: onnx.TensorProto, consumers: list[_Use], census: Census) -> None:
-    size = (_elements(tensor) * _BITS.get(tensor.data_type, 0) + 7) // 8
+    size = _bytes(tensor)
     name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     census.bytes_by_dtype[_NUMPY_NAMES.get(name, name)] += size
     census.bytes_by_operator[type_name(consumers[0].node) if consumers else "(unused)"] += size
@@ -114,16 +131,39 @@ def _is_parameter(tensor: onnx.TensorProto, uses: list[_Use]) -> bool:
     )
 
 
-def _count_linear(tensor: onnx.TensorProto, use: _Use, seen: set[str], census: Census) -> None:
+def _count_linear(tensor: onnx.TensorProto, use: _Use, scope: _Scope, seen: set[str], census: Census) -> None:
     """Count one weight of one linear node; a weight that several nodes share counts once."""
     integer = tensor.data_type in _SMALL_INTEGER
+    elements = _logical_elements(tensor, [use])
     census.linear_nodes += 1
     census.quantized_nodes += integer
+    if integer:
+        census.quantized_layers[use.node.name or use.node.output[0]] = _code_bits(tensor, use)
     if tensor.name not in seen:
         seen.add(tensor.name)
-        elements = _logical_elements(tensor, [use])
         census.linear_parameters += elements
-        census.quantized_parameters += elements if integer else 0
+        if integer:
+            census.quantized_parameters += elements
+            census.quantized_bytes += _bytes(tensor) + sum(map(_bytes, _companions(tensor, use, scope)))
+
+
+def _companions(tensor: onnx.TensorProto, use: _Use, scope: _Scope) -> Iterator[onnx.TensorProto]:
+    """Yield the scales and zero points of a weight: of the node that uses it, or of its DequantizeLinear."""
+    slots = WEIGHT_SLOTS[use.node.op_type]
+    names = [use.node.input[slot] for slot in slots.parameters if slot < len(use.node.input)]
+    for direct in scope.uses.get(tensor.name, ()):
+        if direct.node.op_type == "DequantizeLinear":
+            names.extend(direct.node.input[1:])
+    for name in names:
+        maker = scope.makers.get(name)
+        if maker is not None and maker.op_type == "Cast" and maker.input:  # scales in half precision
+            name = maker.input[0]
+        if name in scope.tensors:
+            yield scope.tensors[name]
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return (_elements(tensor) * _BITS.get(tensor.data_type, 0) + 7) // 8
 
 
 def _elements(tensor: onnx.TensorProto) -> int:
@@ -136,8 +176,14 @@ def _elements(tensor: onnx.TensorProto) -> int:
 def _logical_elements(tensor: onnx.TensorProto, consumers: list[_Use]) -> int:
     """Return the number of values that a tensor stands for; uint8 bytes may pack several."""
     for use in consumers:
-        bits = next((a.i for a in use.node.attribute if a.name == "bits"), 8)
         slots = WEIGHT_SLOTS.get(use.node.op_type)
         if slots is not None and slots.weight == use.slot and tensor.data_type == onnx.TensorProto.UINT8:
-            return _elements(tensor) * 8 // max(1, bits)
+            return _elements(tensor) * 8 // _code_bits(tensor, use)
     return _elements(tensor)
+
+
+def _code_bits(tensor: onnx.TensorProto, use: _Use) -> int:
+    """Bits of one code of an integer weight."""
+    if use.node.op_type not in _PACKED:
+        return _BITS[tensor.data_type]
+    return max(1, next((a.i for a in use.node.attribute if a.name == "bits"), _DEFAULT_BITS))

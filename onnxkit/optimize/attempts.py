@@ -169,7 +169,7 @@ def _half(graph: Graph, disabled: Collection[str]) -> Attempt:
     def passes(keep: Collection[str]) -> bool:
         model = load_model(graph.source)
         rewritten = _rewrite(graph, model, disabled, half=True)
-        result = half_precision.to_float16(model, keep={*overflow, *keep})
+        result = half_precision.to_half(model, keep={*overflow, *keep})
         session, check = _write_and_check(graph, model)
         attempt = Attempt(rewritten=rewritten, check=check, session=session, kept_float32=result.kept)
         trials.append((frozenset(keep), attempt))

@@ -171,10 +171,20 @@ def _accept_bfloat16(job: _Job, source: Path) -> None:
 
 
 def _tolerance(model: ir.Model, level: Level) -> str:
-    """A graph that computes in half precision already is judged as such."""
-    dtypes = {value.dtype for value in model.graph.initializers.values()}
+    """A graph that computes in half precision already is judged as such; scales that only stand in it say
+    nothing. One whose products round their activations to int8 is no finer.
+    """
+    values = model.graph.initializers.values()
+    dtypes = {each.dtype for each in values if any(use.node.op_type != "Cast" for use in each.uses())}
     found = [name for dtype, name in _HALF.items() if dtype in dtypes]
+    if not found and any(_rounds(node) for node in model.graph):
+        return "fp16"
     return found[-1] if found else level.tolerance
+
+
+def _rounds(node: ir.Node) -> bool:
+    level = node.attributes.get("accuracy_level")
+    return node.op_type == "MatMulNBits" and level is not None and level.as_int() == 4
 
 
 def _copy(graph: Graph, model: ModelDir) -> Attempt:

@@ -1,61 +1,64 @@
-"""The calibration run of a static scheme, and what is said about its samples."""
+"""The calibration runs of a static scheme, and what is said about their samples."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxkit.graph.files import load_model
+from onnxkit.errors import UsageError
 from onnxkit.progress import Progress
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.calibrators import CALIBRATORS
+from onnxkit.quantize.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
 from onnxkit.quantize.collect import Collected, collect
 from onnxkit.quantize.data import DataSet
-from onnxkit.quantize.expose import expose, open_exposed
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.report import Calibration, KeptLayer
-from onnxkit.quantize.rewrite import prepare
+from onnxkit.quantize.runs import Graph, runs
 from onnxkit.quantize.select import Selection
 from onnxkit.runtime import RuntimeOptions
 
-METHOD = "minmax"
-
 
 def calibrate(
-    path: Path,
-    selection: Selection,
+    graph: Graph,
+    targets: Sequence[Target],
     data: DataSet,
+    *,
+    calibrator: str = DEFAULT_CALIBRATOR,
     scratch: Path,
     runtime: RuntimeOptions,
     progress: Progress,
 ) -> tuple[Mapping[str, Range], Calibration]:
-    """Run the float model over the samples; return the ranges by value name, and the facts.
+    """Run the float graph over the samples; return the ranges by value name, and the facts.
 
-    Samples are run one by one: no padding, so that nothing but real tokens makes the ranges, and
-    memory for one sample's activations whatever their number.
+    Samples are run one by one: no padding, so that nothing but real tokens makes the ranges, and memory for
+    one run's activations whatever their number.
+
+    Args:
+        graph: the float graph, perhaps changed in memory (smoothed): the ranges are of what it computes.
+        targets: layers of it whose inputs and results are wanted.
+        data: the samples.
+        calibrator: a key of `CALIBRATORS`.
+        scratch: a folder of its own; it is removed.
+        runtime: of the session.
+        progress: is told how far it is, and warned of samples that are too few.
 
     Raises:
         InputError: no samples, or one that makes NaN or infinity.
+        UsageError: an unknown calibrator.
     """
+    if calibrator not in CALIBRATORS:
+        raise UsageError(f"unknown calibrator '{calibrator}': choose one of {', '.join(CALIBRATORS)}")
     started = time.perf_counter()
-    values = _values(selection.targets)
-    model = prepare(load_model(path), str(path))
-    made = {str(value.name): value for node in model.graph for value in node.outputs}
-    expose(model, [made[name] for name in values if name in made])
-    try:
-        session = open_exposed(model, path, scratch, runtime)
-        batches = progress.track(data.feeds(1, progress), total=len(data.samples), text="calibrating")
-        collected = collect(session, batches, values, CALIBRATORS[METHOD]())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    _comment(collected, progress)
+    values = _values(targets)
+    made = runs(graph, values, data, scratch=scratch, runtime=runtime, progress=progress)
+    collected = collect(made, values, CALIBRATORS[calibrator](), total=len(data.samples))
+    _comment(collected, data, progress)
     facts = Calibration(
         source=data.source,
         samples=collected.samples,
         available=data.total,
-        method=METHOD,
+        method=calibrator,
         distinct=collected.distinct,
         widening=collected.widening,
         seconds=time.perf_counter() - started,
@@ -77,7 +80,7 @@ def without_constants(selection: Selection, ranges: Mapping[str, Range]) -> Sele
     return Selection(targets=tuple(targets), kept=tuple(kept))
 
 
-def _values(targets: tuple[Target, ...]) -> list[str]:
+def _values(targets: Sequence[Target]) -> list[str]:
     found: dict[str, None] = {}
     for target in targets:
         for value in (target.activation, target.result):
@@ -86,15 +89,21 @@ def _values(targets: tuple[Target, ...]) -> list[str]:
     return list(found)
 
 
-def _comment(collected: Collected, progress: Progress) -> None:
-    if collected.samples > 1 and collected.distinct == 1:
+def _comment(collected: Collected, data: DataSet, progress: Progress) -> None:
+    """Warn of samples that say little."""
+    if data.random:
+        progress.warn("calibrated on seeded random data, which says little about real inputs")
+    elif collected.samples > 1 and collected.distinct == 1:
         progress.warn(f"all {collected.samples} calibration samples are the same: use samples that differ")
     elif collected.enough is not None:
         grew = (
             ""
             if collected.widening is None
-            else f" (the last half widened the ranges by {collected.widening:.0%})"
+            else f" (the last half changed the ranges by {collected.widening:.0%})"
         )
-        progress.warn(
-            f"{collected.samples} calibration samples are too few{grew}; about {collected.enough} would do"
+        samples = (
+            "1 calibration sample is"
+            if collected.samples == 1
+            else f"{collected.samples} calibration samples are"
         )
+        progress.warn(f"{samples} too few{grew}; about {collected.enough} would do")

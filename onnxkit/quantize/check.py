@@ -8,13 +8,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxkit.errors import GateFailed, InputError
 from onnxkit.graph.files import load_model
-from onnxkit.quantize.expose import expose, open_exposed
+from onnxkit.measure.agreement import fed
+from onnxkit.quantize.expose import open_exposed
 from onnxkit.runtime import RuntimeOptions, Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_WEIGHED = {
+    "MatMul", "FusedMatMul", "Gemm", "Conv", "Gather", "Attention", "MatMulNBits", "GatherBlockQuantized",
+    "MatMulIntegerToFloat", "DequantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm",
+    "QAttention", "Mul",
+}  # fmt: skip
+"""Readers of weights and scales. Others' constants may be infinite: masks are added."""
+
+
+def check_weights(model: ir.Model, where: Path) -> None:
+    """Require finite weights and scales.
+
+    Raises:
+        InputError: one holds NaN or infinity; names it and the layer that reads it.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        reader = _reader(value)
+        if tensor is None or tensor.dtype not in _FLOATS or reader is None or reader.op_type not in _WEIGHED:
+            continue
+        finite = np.isfinite(tensor.numpy().astype(np.float32, copy=False))
+        if not finite.all():
+            raise InputError(
+                f"{where}: {int((~finite).sum())} of {finite.size} values of '{value.name}', which layer "
+                f"'{reader.name}' reads, are NaN or infinite: mend the weights, or --exclude the layer"
+            )
+
+
+def _reader(value: ir.Value) -> ir.Node | None:
+    """The first node that reads the value, perhaps in another type."""
+    readers = [use.node for use in value.uses()]
+    while readers and readers[0].op_type in ("Cast", "Reshape", "Transpose"):
+        readers = [use.node for use in readers[0].outputs[0].uses()]
+    return readers[0] if readers else None
 
 
 def check_runs(
@@ -30,11 +67,12 @@ def check_runs(
         layers: names of its quantized nodes, in graph order.
 
     Raises:
-        InputError: the input model itself gives NaN.
+        InputError: the input model itself gives NaN; a weight or scale that is not finite.
         GateFailed: the quantized one does; names the first layer where it begins.
     """
+    check_weights(load_model(written), written)
     for name, feeds in cases:
-        before, after = source.run(feeds), result.run(feeds)
+        before, after = source.run(fed(source, feeds)), result.run(fed(result, feeds))
         for output, right in before.items():
             if right.dtype.kind != "f":
                 continue
@@ -56,10 +94,13 @@ def first_bad_layer(written: Path, layers: Sequence[str], feeds: Feeds) -> str:
     wanted = set(layers)
     nodes = [node for node in model.graph if node.name in wanted]
     names = [(str(node.name), str(node.outputs[0].name)) for node in nodes]
-    expose(model, [node.outputs[0] for node in nodes])
+    if not names:
+        return "unknown"
     scratch = written.parent / ".search"
     try:
-        values = open_exposed(model, written, scratch, RuntimeOptions()).run(feeds)
+        outputs = [output for _, output in names]
+        session = open_exposed(model, outputs, written, scratch, RuntimeOptions())
+        values = session.run(feeds, outputs)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     bad = [layer for layer, output in names if not np.isfinite(values[output]).all()]

@@ -1,6 +1,6 @@
 """Runs the float model over the calibration set and keeps the ranges of its activations.
 
-One batch at a time: the memory is one batch's activations, whatever the number of samples.
+One run at a time: the memory is one run's activations, whatever the number of samples.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from onnxkit.errors import InputError
 from onnxkit.quantize.activations import Range
 from onnxkit.quantize.calibrators import Calibrator
-from onnxkit.runtime import Session
+from onnxkit.quantize.runs import Feeds, Run
 
-Feeds = Mapping[str, np.ndarray[Any, Any]]
-
-ENOUGH_WIDENING = 0.05
+ENOUGH_CHANGE = 0.05
+FEWEST = 32
+"""What is recommended where nothing can be measured, with a single sample."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,67 +29,81 @@ class Collected:
 
     Attributes:
         ranges: value name -> range.
-        samples: batches of one sample that were run.
+        samples: how many were run.
         distinct: how many of them differ.
-        widening: mean relative growth of the ranges over the last half of the samples; None when
-            there were fewer than two.
+        widening: mean relative change of the ranges over the last half of the samples; None when there
+            were fewer than two.
+        doublings_per_halving: of the calibrator.
     """
 
     ranges: Mapping[str, Range]
     samples: int
     distinct: int
     widening: float | None
+    doublings_per_halving: int = 1
 
     @property
     def enough(self) -> int | None:
         """A number of samples that would do, or None when there were enough.
 
-        The ranges of a calibrator that only widens grow less with each doubling of the samples; growth is
-        taken to halve with each. Enough is when the last doubling widened them by less than 5 % on average.
+        Enough is when the last doubling changed the ranges by less than 5 % on average. Each further
+        doubling (of estimates: every second) is taken to halve the change.
         """
         if self.widening is None:
-            return 32
-        if self.widening <= ENOUGH_WIDENING:
+            return FEWEST
+        if self.widening <= ENOUGH_CHANGE:
             return None
-        doublings = math.ceil(math.log2(self.widening / ENOUGH_WIDENING))
-        return self.samples << doublings
+        halvings = math.log2(self.widening / ENOUGH_CHANGE)
+        return self.samples << math.ceil(halvings * self.doublings_per_halving)
 
 
 def collect(
-    session: Session, batches: Iterable[Feeds], values: Sequence[str], calibrator: Calibrator
+    runs: Iterable[Run], values: Sequence[str], calibrator: Calibrator, *, total: int | None = None
 ) -> Collected:
-    """Run every batch and hand the named values to the calibrator.
+    """Hand the named values of every run to the calibrator.
+
+    Args:
+        runs: one sample's runs after the other's.
+        values: names of values that each run has.
+        calibrator: takes them.
+        total: how many samples there will be; None where nobody knows: then the change is not measured.
 
     Raises:
-        InputError: no batches, an empty one, or a value that is NaN or infinite; names the sample and
-            the value.
+        InputError: no runs, an empty value, or one that is NaN or infinite; names the sample and the value.
     """
-    given = {spec.name for spec in session.outputs}
-    wanted = [name for name in values if name in given]
-    history: dict[int, Mapping[str, Range]] = {}
+    half: Mapping[str, Range] | None = None
     digests: set[bytes] = set()
     count = 0
-    for feeds in batches:
-        count += 1
-        outputs = {**feeds, **session.run(feeds, wanted)}
+    for run in runs:
+        if run.sample > count:
+            if total is not None and 0 < count == total // 2:
+                half = calibrator.ranges()
+            calibrator.begin_sample()
+            digests.add(_digest(run.feeds))  # of its first run: what follows depends on it
+        count = run.sample
         for name in values:
-            calibrator.update(name, _checked(outputs[name], name, count))
-        digests.add(_digest(feeds))
-        if count & (count - 1) == 0:  # a power of two
-            history[count] = calibrator.ranges()
+            calibrator.update(name, checked(run, name))
     if not count:
         raise InputError("the calibration set is empty")
     ranges = calibrator.ranges()
-    earlier = [number for number in history if number * 2 <= count]
-    widening = _widening(history[max(earlier)], ranges) if earlier else None
-    return Collected(ranges=ranges, samples=count, distinct=len(digests), widening=widening)
+    return Collected(
+        ranges=ranges,
+        samples=count,
+        distinct=len(digests),
+        widening=None if half is None else _change(half, ranges),
+        doublings_per_halving=calibrator.doublings_per_halving,
+    )
 
 
-def _checked(array: np.ndarray[Any, Any], name: str, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def checked(run: Run, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A value of a run without padding; InputError for an empty one, NaN or infinity."""
+    array = run.tokens(name)
     if not array.size:
-        raise InputError(f"calibration sample {number} is empty: value '{name}' has shape {array.shape}")
+        raise InputError(f"calibration sample {run.sample} is empty: value '{name}' has shape {array.shape}")
     if not np.isfinite(array).all():
-        raise InputError(f"calibration sample {number} makes NaN or infinity in '{name}': check the sample")
+        raise InputError(
+            f"calibration sample {run.sample} makes NaN or infinity in '{name}': check the sample"
+        )
     return array
 
 
@@ -101,11 +115,11 @@ def _digest(feeds: Feeds) -> bytes:
     return total.digest()
 
 
-def _widening(before: Mapping[str, Range], after: Mapping[str, Range]) -> float:
-    """Mean of (width after / width before - 1)."""
-    grown = []
+def _change(before: Mapping[str, Range], after: Mapping[str, Range]) -> float:
+    """Mean of |width after / width before - 1|."""
+    changes = []
     for name, now in after.items():
         width = before[name].high - before[name].low
         if width > 0:
-            grown.append((now.high - now.low) / width - 1.0)
-    return float(np.mean(grown)) if grown else 0.0
+            changes.append(abs((now.high - now.low) / width - 1.0))
+    return float(np.mean(changes)) if changes else 0.0

@@ -1,47 +1,74 @@
-"""A model that also gives the values inside it, for calibration and for finding where NaN begins."""
+"""A model that gives the values inside it, for calibration and for finding where NaN begins."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from onnxkit.errors import InputError
+from onnxkit.graph.kv_cache import is_optional, is_past, is_present
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 
 
-def expose(model: ir.Model, values: Iterable[ir.Value]) -> list[str]:
-    """Make float values further outputs of the graph, in place; return the names of those that are new."""
-    names = []
-    for value in values:
-        if value.is_graph_output() or value.is_graph_input():
-            continue
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-        model.graph.outputs.append(value)
-        names.append(str(value.name))
-    return names
+def open_exposed(
+    model: ir.Model, values: Collection[str], source: Path, scratch: Path, options: RuntimeOptions
+) -> Session:
+    """Open a copy of the graph whose outputs are the named float values, and the cache where there is one.
 
-
-def open_exposed(model: ir.Model, source: Path, scratch: Path, options: RuntimeOptions) -> Session:
-    """Write the model into `scratch` and open it; external weights are linked there, not loaded.
+    What leads to neither is left out, so that nobody computes logits that nobody reads. External weights
+    are linked into `scratch`, not loaded.
 
     Args:
-        model: as loaded from the file `source`, with more outputs.
+        model: as loaded from the file `source`, perhaps changed in memory; it stays as it is.
+        values: names of values that nodes make. Names of graph inputs are passed over.
         source: the ONNX file whose folder holds the external weights.
-        scratch: an empty folder, on the same file system where possible.
+        scratch: a folder of its own, on the same file system where possible.
         options: of the session.
     """
-    scratch.mkdir(exist_ok=True)
-    for location in sorted(_locations(model)):
-        place = scratch / location
-        place.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(source.parent / location, place)
+    made = exposed(model, frozenset(values))
+    scratch.mkdir(parents=True, exist_ok=True)
+    link_weights(made, source, scratch)
     path = scratch / "exposed.onnx"
-    ir.save(model, path)
+    ir.save(made, path)
     return open_session(path, options)
+
+
+def exposed(model: ir.Model, values: Collection[str]) -> ir.Model:
+    """Return a copy of the graph that computes `values` (and the cache) alone; its weights are not copied."""
+    copy = model.clone()
+    graph = copy.graph
+    cached = any(is_past(value) for value in graph.inputs)
+    outputs = [value for value in graph.outputs if cached and is_present(value)]
+    for node in graph:
+        for value in node.outputs:
+            if value.name in values:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                outputs.append(value)
+    graph.outputs[:] = outputs or list(graph.outputs)
+    for value in [value for value in graph.inputs if is_optional(value)]:
+        graph.inputs.remove(value)  # of all positions, as its default says
+    passes.RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+def link_weights(model: ir.Model, source: Path, folder: Path, *, copy: bool = False) -> None:
+    """Bring the external data files that a model, loaded from the file `source`, still reads into a folder.
+
+    Those that are there already stay. They are linked or, for a file that is to be read as a model of its own
+    (whose data must not have a second name), copied.
+    """
+    for location in sorted(_locations(model)):
+        place = folder / location
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not copy:
+            link_or_copy(source.parent / location, place)
+        elif not place.exists():
+            shutil.copyfile(source.parent / location, place)
 
 
 def link_or_copy(source: Path, place: Path) -> None:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxkit.artifact import ModelDir
-from onnxkit.inputs import read_samples
 from onnxkit.measure.agreement import Agreement, compare_sessions, weighted_cosine
 from onnxkit.measure.cached_cases import Step, cached_feeds, is_cached, longest_past
 from onnxkit.measure.cases import Shape, longest_sequence, make_feeds, random_cases, specs_of, takes_sequence
-from onnxkit.measure.evaluate import evaluate, is_labelled
 from onnxkit.measure.geometry import geometry
 from onnxkit.measure.latency import interleaved
-from onnxkit.predictor import Predictor
 from onnxkit.progress import Progress
+from onnxkit.quantize.bench import BATCH, Bench, joined_sqnr, metric_change, slice_drops
 from onnxkit.quantize.data import DataSet
-from onnxkit.quantize.report import Measurement, MetricChange, OutputAgreement, SpeedChange
+from onnxkit.quantize.report import Measurement, OutputAgreement, SpeedChange
 from onnxkit.runtime import RuntimeOptions, Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 Cases = tuple[tuple[str, Feeds], ...]
 
-BATCH = 8  # what `run` feeds
+MOST_SLICES = 5  # of the largest drops, in reports
 TIMED_TOKENS = 128
 TIMED_PAST = 128
 
@@ -126,12 +123,17 @@ def judge(
         if not case.output.startswith("present.")
     ]
     agreement = join_outputs(compared)
-    metric = _metric(model, written, yardstick, columns, runtime, progress)
+    bench = Bench(model, yardstick, columns=columns, runtime=runtime)
+    divergence = bench.divergence(written)
+    after = bench.evaluation(written)
+    before = bench.before if after is not None else None
     return Measurement(
         measured_on=yardstick.name,
         samples=yardstick.samples,
         agreement=agreement,
-        metric=metric,
+        metric=metric_change(before, after, divergence),
+        slices=slice_drops(before, after)[:MOST_SLICES],
+        divergence=divergence,
         speed=_speed(pairs, model, yardstick, seed),
     )
 
@@ -151,54 +153,6 @@ def join_outputs(found: Sequence[tuple[str, Agreement]]) -> tuple[OutputAgreemen
             )
         )
     return tuple(joined)
-
-
-def joined_sqnr(parts: Sequence[Agreement]) -> float:
-    """-10 log10 of the mean noise-to-signal power, weighted by positions, in dB."""
-    weight = sum(part.positions for part in parts)
-    noise = sum(part.positions * 10.0 ** (-part.sqnr_db / 10.0) for part in parts)
-    return math.inf if noise == 0.0 or not weight else -10.0 * math.log10(noise / weight)
-
-
-def _metric(
-    model: ModelDir,
-    written: Path,
-    yardstick: Yardstick,
-    columns: Mapping[str, str],
-    runtime: RuntimeOptions,
-    progress: Progress,
-) -> MetricChange | None:
-    data = yardstick.data
-    if data is None or data.task is None:
-        return None
-    if data.task.needs_labels and not is_labelled(data.samples[0]):
-        return None
-    values = []
-    quiet = _Quiet()  # what there is to say about the samples has been said when their outputs were compared
-    for path in (model, ModelDir.open(written, task=data.task.name)):
-        samples: Iterable[Any] = data.samples
-        if yardstick.file is not None:
-            samples = read_samples(yardstick.file, columns=columns)
-        predictor = Predictor(path, task=data.task.name, runtime=runtime, batch_size=BATCH, progress=quiet)
-        found = evaluate(predictor, progress.track(samples, total=None, text="evaluating"))
-        if found is None:
-            return None
-        values.append(found)
-    before, after = values
-    return MetricChange(
-        name=before.name,
-        before=before.value,
-        after=after.value,
-        samples=before.count,
-        higher_is_better=before.higher_is_better,
-    )
-
-
-class _Quiet(Progress):
-    """Says nothing."""
-
-    def warn(self, text: str) -> None:
-        """Say nothing."""
 
 
 def _speed(pairs: Mapping[str, Pair], model: ModelDir, yardstick: Yardstick, seed: int) -> SpeedChange:

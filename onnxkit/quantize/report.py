@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 
-from onnxkit.quantize.blockwise import Blocks
+from onnxkit.measure.divergence import Divergence
+from onnxkit.quantize.gate import Attempt
+from onnxkit.quantize.quality import SliceDrop
 from onnxkit.report import Report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """A node that now computes with integers. `parameters` counts the elements of its weight."""
+    """A node that was quantized.
+
+    Attributes:
+        parameters: elements of its weight.
+        format: what it became, in plain words.
+        bits_per_weight: scales and zero points included.
+    """
 
     name: str
     op_type: str
     parameters: int
+    format: str
+    bits_per_weight: float
     component: str = "model"
 
 
@@ -30,12 +40,12 @@ class KeptLayer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the ranges of a static scheme come from.
+    """What was learned from a calibration set.
 
     Attributes:
         samples: how many were run; `available`: how many the set holds.
-        method: the calibrator.
-        distinct: how many samples differ.
+        method: the calibrator; "statistics" where no ranges were asked for.
+        distinct: how many samples differ; None: not looked at.
         widening: mean relative growth of the ranges over the last half of the samples.
         seconds: time of the calibration runs.
     """
@@ -44,7 +54,7 @@ class Calibration:
     samples: int
     available: int
     method: str
-    distinct: int
+    distinct: int | None
     widening: float | None
     seconds: float
 
@@ -90,13 +100,17 @@ class SpeedChange:
 class Measurement:
     """Accuracy and speed of the result against the input model.
 
-    `samples` are those whose outputs were compared; the metric says how many it rests on.
+    `samples` are those whose outputs were compared; the metric says how many it rests on. `slices` are the
+    classes, languages or slices that lost most, the most first; `divergence` is that of a model that
+    generates, on text.
     """
 
     measured_on: str
     samples: int
     agreement: tuple[OutputAgreement, ...]
     metric: MetricChange | None
+    slices: tuple[SliceDrop, ...] = ()
+    divergence: Divergence | None = None
     speed: SpeedChange
 
 
@@ -104,19 +118,23 @@ class Measurement:
 class QuantizeReport(Report):
     """Result of `quantize_model`. Sizes are of the ONNX files with their weights.
 
-    `weight_grid` is how the scale of a matrix product's channel follows from its weights (`weights.Grid`);
-    "blocks" for a weight-only scheme, of which `blocks` says the rest.
+    Attributes:
+        bits_per_weight: on average over the quantized layers, scales and zero points included.
+        hardware: the machine that the result is for.
+        hardware_reason: how 8-bit weights become integers for it, and why.
+        converted: nodes that compute in half precision; None in other schemes.
+        attempts: what a search measured against the limits, in order.
     """
 
     out: str
     scheme: str
     weight_bits: int
-    weight_grid: str
-    weight_grid_reason: str
-    cpu: str
-    per_channel: bool
-    blocks: Blocks | None
+    bits_per_weight: float
+    hardware: str
+    hardware_reason: str
     calibration: Calibration | None
+    converted: int | None
+    attempts: tuple[Attempt, ...]
     quantized: tuple[QuantizedLayer, ...]
     kept: tuple[KeptLayer, ...]
     size_before_bytes: int

@@ -1,16 +1,20 @@
-"""From the float graph to the integer graph."""
+"""From the float graph to the quantized graph: a format for each target."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxkit.errors import InputError
 from onnxkit.graph.kv_cache import is_optional
-from onnxkit.quantize.activations import Activations
-from onnxkit.quantize.blockwise import Blocks, BlockStore
+from onnxkit.quantize.activations import DynamicActivations, Range, RowActivations, StaticActivations
+from onnxkit.quantize.block_store import BlockStore
+from onnxkit.quantize.codebook import CodeBook
+from onnxkit.quantize.formats import LogFormat, Plan
 from onnxkit.quantize.operators import Rewriting, Target
-from onnxkit.quantize.schemes import WeightGrids
+from onnxkit.quantize.operators.logarithm import LogStore
 from onnxkit.quantize.weights import WeightStore
 
 OLDEST_OPSET = 13  # per-channel QuantizeLinear, Split and Squeeze as they are written here
@@ -43,26 +47,35 @@ def prepare(model: ir.Model, where: str) -> ir.Model:
 
 def rewrite(
     model: ir.Model,
-    targets: tuple[Target, ...],
-    activations: Activations,
+    targets: Sequence[Target],
+    plan: Plan,
     *,
-    grids: WeightGrids,
-    per_channel: bool,
-    blocks: Blocks | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    book: CodeBook | None = None,
 ) -> None:
-    """Replace every target by its integer form, in place, and drop what nothing reads any more.
+    """Write every target of the plan in its format, in place, and drop what nothing reads any more.
 
     Args:
-        blocks: how a weight-only scheme stores weights; `activations`, `grids` and `per_channel` are the
-            others'.
+        targets: of this model, in graph order; those that the plan does not name stay float.
+        ranges: value name -> its range, for static formats.
+        book: finds the codes of blocks; one that remembers them from variant to variant.
     """
+    dynamic, book = DynamicActivations(), book or CodeBook()
     context = Rewriting(
         graph=model.graph,
-        weights=WeightStore(model.graph, per_channel=per_channel),
-        activations=activations,
-        grids=grids,
-        blocks=BlockStore(model.graph, blocks) if blocks is not None else None,
-    )
+        formats=plan,
+        activations={
+            "dynamic": dynamic, "rows": RowActivations(dynamic), "static": StaticActivations(ranges or {}),
+        },
+        weights=WeightStore(model.graph),
+        blocks=BlockStore(model.graph, book),
+        book=book,
+    )  # fmt: skip
+    logs = LogStore(model.graph)
     for target in targets:
-        target.operator.rewrite(target, context)
+        found = plan.get(target.name)
+        if isinstance(found, LogFormat):
+            logs.write(target, found, context)
+        elif found is not None:
+            target.operator.rewrite(target, context)
     passes.RemoveUnusedNodesPass()(model)

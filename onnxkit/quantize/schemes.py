@@ -7,78 +7,100 @@ import difflib
 from typing import Literal
 
 from onnxkit.errors import UsageError
-from onnxkit.machine import Cpu
-from onnxkit.quantize.weights import Grid
+from onnxkit.quantize.formats import Way
+
+Family = Literal["integer", "blocks", "log", "half", "mixed"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How weights and activations become integers.
+    """What a scheme does.
 
     Attributes:
-        activations: "dynamic" takes each activation's range at run time; "static" from calibration; "float":
-            only weights are quantized, in blocks (`blockwise`).
+        family: integers through and through, weights in blocks, logarithmic weights, the whole graph in half
+            precision, or the cheapest type for each layer.
+        way: what it does with layers; None where it changes the whole graph.
+        bits: of a weight; of a mixed scheme the fewest.
         summary: one line for help texts.
-        bits: of a weight.
+        options: those of `QuantizeOptions` that only some schemes take.
     """
 
     name: str
-    activations: Literal["dynamic", "static", "float"]
+    family: Family
+    way: Way | None
+    bits: int
     summary: str
-    bits: int = 8
+    options: frozenset[str]
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the scheme cannot work without samples."""
-        return self.activations == "static"
+        return self.way == "static"
+
+    @property
+    def learns(self) -> bool:
+        """Whether a calibration set, where there is one, makes the result better."""
+        return self.family in ("integer", "blocks", "mixed")
 
     @property
     def weight_only(self) -> bool:
         """Whether activations stay float."""
-        return self.activations == "float"
+        return self.way in ("blocks", "log")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightGrids:
-    """Which grid the weights of each kind of operator get, and why.
-
-    Attributes:
-        products: of matrix products.
-        convolutions: of convolutions, whose kernels lay weights out in an order of their own.
-        reason: why, in plain words.
-    """
-
-    products: Grid
-    convolutions: Grid
-    reason: str
-
+_LAYERS = frozenset(
+    {
+        "include", "op_types", "exclude_from", "max_drop", "min_cosine", "max_kl", "max_worst_slice",
+    }
+)  # fmt: skip
+_DATA = frozenset({"calibration", "samples", "max_length"})
+_INTEGER = _LAYERS | _DATA | {"per_channel", "smooth_quant", "bias_correction"}
+_BLOCKS = _LAYERS | _DATA | {"algorithm", "block_size", "symmetric", "accuracy_level", "embeddings"}
+_LOG = _LAYERS | {"block_size"}
+_HALF = _DATA | {"include"}
 
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         Scheme(
-            name="int8-dynamic",
-            activations="dynamic",
+            name="int8-dynamic", family="integer", way="dynamic", bits=8, options=_INTEGER,
             summary="int8 weights; the range of each activation is taken at run time; needs no data",
         ),
         Scheme(
-            name="int8-static",
-            activations="static",
+            name="int8-static", family="integer", way="static", bits=8,
+            options=_INTEGER | {"format", "calibrator", "calibration_cache"},
             summary="int8 weights; the ranges of the activations come from a calibration set",
         ),
         Scheme(
-            name="int8-weight",
-            activations="float",
+            name="int8-weight", family="blocks", way="blocks", bits=8, options=_BLOCKS,
             summary="int8 weights in blocks; for models that generate, nearly exact",
         ),
         Scheme(
-            name="int4-weight",
-            activations="float",
-            bits=4,
+            name="int4-weight", family="blocks", way="blocks", bits=4, options=_BLOCKS,
             summary="int4 weights in blocks; for large models that generate, the fastest",
         ),
+        Scheme(
+            name="fp16", family="half", way=None, bits=16, options=_HALF,
+            summary="half precision, but for what overflows in it",
+        ),
+        Scheme(
+            name="bf16", family="half", way=None, bits=16, options=_HALF,
+            summary="bfloat16, but for what loses too much in it",
+        ),
+        Scheme(
+            name="log8", family="log", way="log", bits=8, options=_LOG,
+            summary="weights as powers of two, 8 bits: a smaller file, no time saved",
+        ),
+        Scheme(
+            name="log4", family="log", way="log", bits=4, options=_LOG,
+            summary="weights as powers of two, 4 bits: a smaller file, no time saved",
+        ),
+        Scheme(
+            name="mixed", family="mixed", way="blocks", bits=4, options=_BLOCKS | {"bits_per_weight"},
+            summary="int4 or int8 blocks, each layer the cheapest that keeps the target",
+        ),
     )
-}
+}  # fmt: skip
 
 
 def scheme_named(name: str) -> Scheme:
@@ -90,16 +112,6 @@ def scheme_named(name: str) -> Scheme:
     raise UsageError(f"unknown quantization scheme '{name}': {hint}")
 
 
-def weight_grids(machine: Cpu) -> WeightGrids:
-    """Choose the grids for this CPU: nothing may saturate, and no bit is given away for nothing."""
-    if machine.saturates:
-        return WeightGrids(
-            products="paired",
-            convolutions="seven",
-            reason="8 bits, scaled so that no pair of products saturates on this CPU (x86 without VNNI)",
-        )
-    return WeightGrids(
-        products="full",
-        convolutions="full",
-        reason="8 bits in full: this CPU adds products without saturating",
-    )
+def taking(option: str) -> tuple[str, ...]:
+    """The schemes that take an option; empty for one that all take."""
+    return tuple(scheme.name for scheme in SCHEMES.values() if option in scheme.options)

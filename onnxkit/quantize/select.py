@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -30,6 +31,9 @@ _INTEGER_OPS = {
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulBnb4",
     "GatherBlockQuantized",
 }  # fmt: skip
+LOG_VALUES = ("onnxkit.log4.values", "onnxkit.log8.values")
+"""Names of the tables that logarithmic codes are decoded by."""
+
 _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -51,6 +55,11 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
             )
     for value in model.graph.initializers.values():
         tensor = value.const_value
+        if str(value.name).startswith(LOG_VALUES):
+            raise InputError(
+                f"{where} is already quantized (its weights are logarithmic codes): "
+                "quantize the float model that it was made from"
+            )
         if tensor is not None and tensor.dtype in _HALF and len(tensor.shape) >= 2:
             raise InputError(
                 f"{where} is already half precision (weight '{value.name}' is {_HALF[tensor.dtype]}): "
@@ -79,6 +88,8 @@ def select_all(
         asked=frozenset(options.op_types),
         include=_compiled(options.include, everything, "--include"),
         exclude=_compiled(options.exclude, everything, "--exclude"),
+        stay=_compiled(_listed(options.exclude_from), everything, f"--exclude-from {options.exclude_from}:"),
+        float_tables=options.embeddings == "keep",
     )
     found = {name: _select(model, name, wishes) for name, model in models.items()}
     if not any(selection.targets for selection in found.values()):
@@ -95,6 +106,8 @@ class _Wishes:
     asked: frozenset[str]
     include: Sequence[re.Pattern[str]]
     exclude: Sequence[re.Pattern[str]]
+    stay: Sequence[re.Pattern[str]]
+    float_tables: bool
 
 
 def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
@@ -121,12 +134,14 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
 def _by_user(node: ir.Node, wishes: _Wishes) -> str | None:
     name = str(node.name)
     if node.op_type not in wishes.types:
-        if wishes.scheme.weight_only and node.op_type == "Gather":
-            return "weight-only schemes leave tables float; a head tied to one gets a copy of its own"
         return f"{node.op_type} is not among the operator types to quantize"
-    if any(pattern.search(name) for pattern in wishes.exclude):
+    if _any(wishes.exclude, name):
         return "excluded by pattern"
-    if wishes.include and not any(pattern.search(name) for pattern in wishes.include):
+    if _any(wishes.stay, name):
+        return "excluded by the exclusion file"
+    if wishes.float_tables and node.op_type == "Gather":
+        return "--embeddings keep"
+    if wishes.include and not _any(wishes.include, name):
         return "not included by pattern"
     return None
 
@@ -165,17 +180,17 @@ def _policy(target: Target, total: int, wishes: _Wishes) -> str | None:
         if target.parameters < SMALL_PRODUCT:
             return f"fewer than {SMALL_PRODUCT} weights"
         small = target.parameters < SMALL_HEAD * total and not wishes.scheme.weight_only
-        if small and _makes_output(target.node.outputs[0]):
+        if small and makes_output(target.node.outputs[0]):
             return "output head: sensitive, and under 5 % of the weights"
     return None
 
 
-def _makes_output(value: ir.Value) -> bool:
+def makes_output(value: ir.Value) -> bool:
     """Whether the value reaches a graph output through nothing but element-wise or shape operators."""
     if value.is_graph_output():
         return True
     readers = [use.node for use in value.uses()]
-    return len(readers) == 1 and readers[0].op_type in _TRANSPARENT and _makes_output(readers[0].outputs[0])
+    return len(readers) == 1 and readers[0].op_type in _TRANSPARENT and makes_output(readers[0].outputs[0])
 
 
 def _with_tables_of(targets: list[Target], kept: list[KeptLayer]) -> tuple[list[Target], list[KeptLayer]]:
@@ -202,6 +217,10 @@ def _keep(node: ir.Node, reason: str) -> KeptLayer:
 def _compiled(patterns: Iterable[str], nodes: Sequence[ir.Node], flag: str) -> list[re.Pattern[str]]:
     """Compile the patterns; each must match the name of a node whose operator can be quantized."""
     names = [str(n.name) for n in nodes if (n.domain, n.op_type) in OPERATORS]
+    return _patterns(patterns, names, flag)
+
+
+def _patterns(patterns: Iterable[str], names: Sequence[str], flag: str) -> list[re.Pattern[str]]:
     compiled = []
     for text in patterns:
         try:
@@ -213,6 +232,40 @@ def _compiled(patterns: Iterable[str], nodes: Sequence[ir.Node], flag: str) -> l
             raise UsageError(f"{flag} '{text}' matches no node that can be quantized; nearest names: {near}")
         compiled.append(pattern)
     return compiled
+
+
+def left_out(model: ir.Model, options: QuantizeOptions) -> dict[str, str]:
+    """Names of nodes, of any operator, that patterns keep as they are -> why.
+
+    For schemes that change the whole graph.
+
+    Raises:
+        UsageError: a pattern that matches none.
+    """
+    names = [str(node.name) for node in model.graph]
+    include = _patterns(options.include, names, "--include")
+    exclude = _patterns(options.exclude, names, "--exclude")
+    found = {name: "not included by pattern" for name in names if include and not _any(include, name)}
+    return found | {name: "excluded by pattern" for name in names if _any(exclude, name)}
+
+
+def _any(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
+    return any(pattern.search(name) for pattern in patterns)
+
+
+def _listed(path: Path | None) -> tuple[str, ...]:
+    """Patterns of an exclusion file, one a line; blank lines and those that begin with # say nothing.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--exclude-from {path}: cannot be read as text: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
 def _nearest(text: str, names: Sequence[str]) -> str:
@@ -228,15 +281,15 @@ def _nearest(text: str, names: Sequence[str]) -> str:
 
 def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
     rows = OPERATORS.values()
-    default = frozenset(operator.op_type for operator in rows if scheme.activations in operator.default_for)
     if not asked:
-        return default
-    known = sorted(default if scheme.weight_only else {operator.op_type for operator in rows})
+        return frozenset(operator.op_type for operator in rows if scheme.way in operator.default_for)
+    known = sorted({operator.op_type for operator in rows if scheme.way in operator.possible_for})
     for name in asked:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            what = f"{scheme.name} does not quantize" if scheme.weight_only else "unknown operator type"
+            exists = any(operator.op_type == name for operator in rows)
+            what = f"{scheme.name} does not quantize" if exists else "unknown operator type"
             raise UsageError(f"{what} '{name}' in --op-types: {hint}")
     return frozenset(asked)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import onnx_ir as ir
-
-from onnxkit import machine
 from onnxkit.artifact import (
     Invocation,
     ModelDir,
@@ -21,28 +19,30 @@ from onnxkit.artifact import (
     seal,
 )
 from onnxkit.artifact.genai import check_genai_task
-from onnxkit.errors import UsageError
-from onnxkit.graph.files import load_model, save_model
-from onnxkit.graph.kv_cache import is_past
+from onnxkit.errors import GateFailed
+from onnxkit.graph.files import save_model
 from onnxkit.graph.shared_data import SharedData
+from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
-from onnxkit.quantize.activations import Activations, DynamicActivations, RowActivations, StaticActivations
-from onnxkit.quantize.blockwise import Blocks, blocks_of
-from onnxkit.quantize.calibration import calibrate, without_constants
+from onnxkit.quantize.analysis import Analysis, layer_rows, write_analysis
 from onnxkit.quantize.check import check_runs
-from onnxkit.quantize.data import MOST_COMPARED, DataSet, most_to_read, read_data, split
-from onnxkit.quantize.judge import Pair, Yardstick, generates, judge, yardstick_of, yardstick_without_data
-from onnxkit.quantize.operators import Target
-from onnxkit.quantize.options import QuantizeOptions
-from onnxkit.quantize.report import Calibration, Measurement, QuantizedLayer, QuantizeReport
-from onnxkit.quantize.rewrite import prepare, rewrite
-from onnxkit.quantize.schemes import Scheme, WeightGrids, scheme_named, weight_grids
-from onnxkit.quantize.select import Selection, refuse_unsuitable, select_all
-from onnxkit.runtime import RuntimeOptions, open_session
-
-FILE = "model.onnx"
-SHARED = "model.onnx.data"
-"""The weights of all graphs, where there are several: what two of them read stands once."""
+from onnxkit.quantize.decide import Decision
+from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
+from onnxkit.quantize.half import HalfName, convert, warn_of_cpu
+from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
+from onnxkit.quantize.judge import Pair, Yardstick, generates, judge
+from onnxkit.quantize.learning import learn
+from onnxkit.quantize.options import QuantizeOptions, checked
+from onnxkit.quantize.outcome import Outcome
+from onnxkit.quantize.quality import Gates
+from onnxkit.quantize.report import Calibration, KeptLayer, Measurement, QuantizeReport
+from onnxkit.quantize.reporting import history, make_report
+from onnxkit.quantize.searching import Searcher, gates, layers_of
+from onnxkit.quantize.select import left_out
+from onnxkit.quantize.sensitivity import measure_sensitivity
+from onnxkit.quantize.units import units_of
+from onnxkit.quantize.workshop import SHARED, Workshop
+from onnxkit.runtime import open_session
 
 
 def quantize_model(
@@ -63,231 +63,203 @@ def quantize_model(
         invocation: how the command was called, for the history.
 
     Raises:
-        UsageError: an unknown scheme, a pattern that matches nothing, static without calibration, `out`
-            exists.
+        UsageError: an unknown scheme or value, an option that the scheme does not take, a pattern that
+            matches nothing, static without calibration, `out` exists.
         InputError: the model is quantized or of half precision already, or a weight or sample cannot be used.
-        GateFailed: the quantized model gives NaN where the input model does not.
+        GateFailed: the quantized model gives NaN where the input model does not, or no variant keeps the
+            limits; then with the report of the nearest.
         ResourceError: disk or memory.
     """
     started = time.perf_counter()
     options, progress = options or QuantizeOptions(), progress or Progress()
-    scheme = _checked(options)
+    scheme = checked(options)
     check_apart(source, out)
     check_target(out, overwrite=options.overwrite)
     model = ModelDir.open(Path(source), task=options.task)
     check_genai_task(model.task, wanted=options.genai_config)
-    job = _Job(
-        model=model, scheme=scheme, blocks=_blocks(scheme, options), options=options, progress=progress
-    )
-    _check_model(job)
+    job = Job(workshop=Workshop(model, scheme, options), progress=progress)
     with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
-        outcome = _write(job, staging)
+        outcome = _write(job, Path(out), staging)
         copy_companions(model, staging)
         measurement = _try_out(job, staging, outcome)
-        report = _report(job, Path(out), staging, outcome, measurement, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        report = make_report(job, Path(out), staging, outcome, measurement, seconds)
+        if not outcome.decision.holds:
+            raise GateFailed(_missed(outcome.decision, gates(job.options)), report)
         seal(
             staging,
             task=model.task,
-            components=job.files,
+            components=job.workshop.files,
             invocation=invocation or Invocation(stage="quantize", options=dataclasses.asdict(options)),
             parent=model,
             verified=None,
-            measured=_figures(report),
+            measured=history(report),
             genai_config=options.genai_config,
         )
     return report
 
 
-ROWS_FROM = 1 << 16
-"""Weights of a graph's products on average, from which on each token gets a scale of its own."""
+def analyze_model(
+    source: str | Path,
+    out: str | Path,
+    options: QuantizeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    invocation: Invocation | None = None,
+) -> Analysis:
+    """Quantize each layer alone, measure what that costs, and write a table, a plot and an exclusion file.
 
+    Args:
+        source: a model directory or an `.onnx` file of fp32.
+        out: the new directory; it holds no model.
+        options: as for `quantize_model`; limits do not apply.
+        progress: is told what happens.
+        invocation: how the command was called, for the history.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What one call works on."""
-
-    model: ModelDir
-    scheme: Scheme
-    blocks: Blocks | None
-    options: QuantizeOptions
-    progress: Progress
-
-    @property
-    def files(self) -> dict[str, str]:
-        """One graph is called model.onnx; several keep their names."""
-        if len(self.model.components) == 1:
-            return dict.fromkeys(self.model.components, FILE)
-        return {name: Path(component.file).name for name, component in self.model.components.items()}
-
-    def source(self, component: str) -> Path:
-        """The file of an input graph."""
-        return self.model.path / self.model.components[component].file
-
-    @property
-    def runtime(self) -> RuntimeOptions:
-        """Every session of this call runs on the CPU with the threads asked for."""
-        return RuntimeOptions(threads=self.options.threads)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    """What was written, and the samples that are left to measure on."""
-
-    selections: Mapping[str, Selection]
-    layers: tuple[QuantizedLayer, ...]
-    grids: WeightGrids
-    calibration: Calibration | None
-    held_out: DataSet | None
-
-
-def _checked(options: QuantizeOptions) -> Scheme:
-    scheme = scheme_named(options.scheme)
-    if scheme.needs_calibration and options.calibration is None:
-        raise UsageError(
-            f"{scheme.name} needs a calibration set (--calibration FILE): samples of what it will see; "
-            "int8-dynamic works without one"
-        )
-    if options.samples < 1:
-        raise UsageError(f"--samples {options.samples}: at least 1")
-    if options.eval is not None and not options.measure:
-        raise UsageError("--eval and --no-measure exclude one another")
-    if not scheme.needs_calibration and options.calibration is not None and not _holds_out(options):
-        raise UsageError(f"{scheme.name} takes no calibration set: leave --calibration away")
-    if scheme.weight_only and not options.per_channel:
-        raise UsageError(f"{scheme.name} has a scale for each block: --per-tensor does not apply")
-    return scheme
-
-
-def _blocks(scheme: Scheme, options: QuantizeOptions) -> Blocks | None:
-    """How a weight-only scheme stores weights; UsageError for its options with another scheme."""
-    given = {
-        "--block-size": options.block_size,
-        "--symmetric/--asymmetric": options.symmetric,
-        "--accuracy-level": options.accuracy_level,
-    }
-    if scheme.weight_only:
-        return blocks_of(scheme.bits, options.block_size, options.symmetric, options.accuracy_level)
-    for flag, value in given.items():
-        if value is not None:
-            raise UsageError(f"{flag} applies to int8-weight and int4-weight, not to {scheme.name}")
-    return None
-
-
-def _check_model(job: _Job) -> None:
-    if job.scheme.needs_calibration and generates(job.model):
-        raise UsageError(
-            f"{job.scheme.name} cannot calibrate a model that generates yet: "
-            "use int8-dynamic, int8-weight or int4-weight"
-        )
-
-
-def _holds_out(options: QuantizeOptions) -> bool:
-    """Whether a part of the calibration set is what the result is measured on."""
-    return options.measure and options.eval is None
-
-
-def _write(job: _Job, staging: Path) -> _Outcome:
-    """Select, calibrate, rewrite and save."""
-    graphs = {name: load_model(job.source(name)) for name in job.files}
-    for name, graph in graphs.items():
-        refuse_unsuitable(graph, str(job.source(name)))
-        graphs[name] = prepare(graph, str(job.source(name)))
-    selections = select_all(graphs, job.scheme, job.options)
-    data, held_out = _samples(job)
-    grids = weight_grids(machine.cpu())
-    count = sum(len(selection.targets) for selection in selections.values())
-    job.progress.note(f"{job.scheme.name}: {count} layers; weights: {_grid(job, grids)}")
-    ranges, calibration = None, None
-    if data is not None:
-        (name,) = graphs
-        scratch = staging / ".calibration"
-        ranges, calibration = calibrate(
-            job.source(name), selections[name], data, scratch, job.runtime, job.progress
-        )
-        selections[name] = without_constants(selections[name], ranges)
-    layers = tuple(  # rewriting empties the nodes
-        _layer(target, name) for name, selection in selections.items() for target in selection.targets
-    )
-    shared = SharedData(staging / SHARED) if len(graphs) > 1 else None
-    for name, graph in graphs.items():
-        activations = (
-            _activations(job, graph, selections[name]) if ranges is None else StaticActivations(ranges)
-        )
-        rewrite(
-            graph, selections[name].targets, activations,
-            grids=grids, per_channel=job.options.per_channel, blocks=job.blocks,
-        )  # fmt: skip
-        save_model(graph, staging / job.files[name], shared=shared)
-    return _Outcome(
-        selections=selections, layers=layers, grids=grids, calibration=calibration, held_out=held_out
-    )
-
-
-def _activations(job: _Job, graph: ir.Model, selection: Selection) -> Activations:
-    """A scale for each token in graphs with a cache, where products are large: see `RowActivations`.
-
-    Its operators take about 5 µs a product; below `ROWS_FROM` weights that is more than int8 wins.
+    Raises:
+        UsageError, InputError, ResourceError: as `quantize_model`.
     """
-    cached = any(is_past(value) for value in graph.graph.inputs)
-    weights = sum(target.parameters for target in selection.targets)
-    large = weights >= ROWS_FROM * len(selection.targets)
-    newer = graph.graph.opset_imports.get("", 0) >= 18  # ReduceMax takes its axes as an input
-    if not (cached and large and newer and job.blocks is None):
-        return DynamicActivations()
-    job.progress.note("activations: a scale for each token")
-    return RowActivations()
+    started = time.perf_counter()
+    options, progress = options or QuantizeOptions(), progress or Progress()
+    scheme = checked(options, analyze=True)
+    check_apart(source, out)
+    check_target(out, overwrite=options.overwrite)
+    model = ModelDir.open(Path(source), task=options.task)
+    job = Job(workshop=Workshop(model, scheme, options), progress=progress)
+    with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
+        scratch = staging / ".scratch"
+        try:
+            analysis = _analyze(job, Path(out), scratch, started)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        order = [target.name for name in job.workshop.files for target in job.workshop.targets(name)]
+        write_analysis(analysis, order, staging)
+        seal(  # the manifest tells --overwrite that the directory is ours
+            staging,
+            task=model.task,
+            components={},
+            invocation=invocation or Invocation(stage="analyze", options=dataclasses.asdict(options)),
+            parent=model,
+            verified=None,
+            measured={"layers": len(analysis.layers), "whole": analysis.whole},
+        )
+    return analysis
 
 
-def _grid(job: _Job, grids: WeightGrids) -> str:
-    """How weights become integers, in plain words."""
-    blocks = job.blocks
-    if blocks is None:
-        return grids.reason
-    zero = "symmetric" if blocks.symmetric else "with zero points"
-    return f"blocks of {blocks.size}, {zero}, accuracy level {blocks.accuracy_level}"
-
-
-def _layer(target: Target, component: str) -> QuantizedLayer:
-    return QuantizedLayer(
-        name=target.name, op_type=target.node.op_type, parameters=target.parameters, component=component
+def _analyze(job: Job, out: Path, scratch: Path, started: float) -> Analysis:
+    samples = read_samples(job)
+    yardstick = choose_yardstick(job, samples)
+    _learn(job, samples, scratch)
+    plans = job.workshop.plans(data=samples.calibration is not None)
+    units = units_of(layers_of(job.workshop, plans))
+    with _searcher(job, samples, yardstick, out, scratch).tools() as tools:
+        found = measure_sensitivity(
+            units, plans, tools.quick, job.progress,
+            prior=lambda unit: job.workshop.error(*unit.keys[0], plans[unit.keys[0][0]][unit.keys[0][1]]),
+        )  # fmt: skip
+        whole = tools.full(plans)
+    return Analysis(
+        out=str(out),
+        scheme=job.scheme.name,
+        measured_on=yardstick.name,
+        samples=yardstick.samples,
+        noise="KL divergence, nats" if whole.kl is not None else "noise / signal",
+        whole=whole,
+        layers=layer_rows(found, plans),
+        groups=found.groups,
+        seconds=time.perf_counter() - started,
     )
 
 
-def _samples(job: _Job) -> tuple[DataSet | None, DataSet | None]:
-    """Return the samples to calibrate with and those kept out to measure on; None where there are none."""
-    options = job.options
-    if options.calibration is None:
-        return None, None
-    hold_out = _holds_out(options)
-    static = job.scheme.needs_calibration
-    most = most_to_read(options.samples, hold_out=hold_out) if static else options.samples
-    data = _read(job, options.calibration, most)
-    if not static:
-        return None, data
-    parts = split(data, samples=options.samples, hold_out=hold_out, seed=options.seed)
-    return parts.calibration, parts.held_out
+def _write(job: Job, out: Path, staging: Path) -> Outcome:
+    """Learn, plan, search, rewrite and save."""
+    samples = read_samples(job)
+    yardstick = choose_yardstick(job, samples)
+    scratch = staging / ".scratch"
+    try:
+        if job.scheme.family == "half":
+            return _write_half(job, staging, yardstick, scratch)
+        calibration = _learn(job, samples, scratch)
+        plans = job.workshop.plans(data=samples.calibration is not None)
+        decision = _searcher(job, samples, yardstick, out, scratch).decide(plans)
+        _announce(job, decision.plans)
+        job.workshop.write(decision.plans, staging)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Outcome(decision=decision, yardstick=yardstick, calibration=calibration)
 
 
-def _read(job: _Job, path: Path, most: int) -> DataSet:
-    options = job.options
-    return read_data(
-        path, job.model, most=most, columns=options.columns, seed=options.seed, task=options.task
+def _learn(job: Job, samples: Samples, scratch: Path) -> Calibration | None:
+    if samples.calibration is None:
+        return None
+    folder = scratch / "learning"
+    return learn(
+        job.workshop, samples.calibration, scratch=folder, runtime=job.runtime, progress=job.progress
     )
 
 
-def _try_out(job: _Job, staging: Path, outcome: _Outcome) -> Measurement | None:
+def _searcher(job: Job, samples: Samples, yardstick: Yardstick, out: Path, scratch: Path) -> Searcher:
+    return Searcher(
+        workshop=job.workshop, yardstick=yardstick, calibration=samples.calibration, out=out,
+        scratch=scratch / "search", runtime=job.runtime, progress=job.progress,
+    )  # fmt: skip
+
+
+def _write_half(job: Job, staging: Path, yardstick: Yardstick, scratch: Path) -> Outcome:
+    """The whole graph in half precision, but for what does not bear it."""
+    workshop = job.workshop
+    dtype: HalfName = "fp16" if job.scheme.name == "fp16" else "bf16"
+    warn_of_cpu(dtype, job.progress)
+    scratch.mkdir(parents=True, exist_ok=True)
+    shared = SharedData(staging / SHARED) if len(workshop.files) > 1 else None
+    kept: list[KeptLayer] = []
+    converted = 0
+    for name, file in workshop.files.items():
+        found = convert(
+            lambda name=name: workshop.graph(name).model,  # type: ignore[misc]
+            dtype, yardstick.cases[name], scratch,
+            keep=left_out(workshop.graph(name).model, job.options), component=name,
+            runtime=job.runtime, progress=job.progress,
+        )  # fmt: skip
+        save_model(found.model, staging / file, shared=shared)
+        kept += found.kept
+        converted += found.converted
+    plans: dict[str, Plan] = {name: {} for name in workshop.files}
+    return Outcome(
+        decision=Decision(plans=plans), yardstick=yardstick, calibration=None,
+        converted=converted, kept=tuple(kept),
+    )  # fmt: skip
+
+
+def _announce(job: Job, plans: Mapping[str, Plan]) -> None:
+    """Say what becomes of the layers, and what was chosen for the hardware."""
+    formats = Counter(format.describe() for plan in plans.values() for format in plan.values())
+    job.progress.note(f"{job.scheme.name}: {', '.join(f'{n} x {text}' for text, n in formats.items())}")
+    if any(isinstance(format, IntegerFormat) for plan in plans.values() for format in plan.values()):
+        job.progress.note(f"weights: {job.workshop.hardware.reason}")
+    eight = any(isinstance(f, BlockFormat) and f.bits == 8 for plan in plans.values() for f in plan.values())
+    if eight and job.workshop.hardware.slow_8_bit_blocks and not generates(job.model):
+        job.progress.warn(
+            "8-bit blocks are slower than float32 on this kind of CPU (x86 without VNNI), but for models "
+            "that generate: the file gets smaller, the time longer; int8-dynamic makes both less"
+        )
+
+
+def _try_out(job: Job, staging: Path, outcome: Outcome) -> Measurement | None:
     """Load and run the result; compare it with the input model unless told not to."""
-    yardstick = _yardstick(job, outcome)
+    yardstick, plans = outcome.yardstick, outcome.decision.plans
     pairs: dict[str, Pair] = {}
-    for name, file in job.files.items():
+    for name, file in job.workshop.files.items():
         written = staging / file
         pairs[name] = Pair(
-            source=open_session(job.source(name), job.runtime), result=open_session(written, job.runtime)
+            source=open_session(job.workshop.source(name), job.runtime),
+            result=open_for_check(written, job.runtime, widen=job.scheme.name == "bf16"),
         )
-        layers = [layer.name for layer in outcome.layers if layer.component == name]
+        layers = [t.name for t in job.workshop.targets(name) if t.name in plans[name]]
         check_runs(pairs[name].source, pairs[name].result, yardstick.cases[name][:2], written, layers)
-    if not job.options.measure:
-        job.progress.note("accuracy and speed were not measured (--no-measure)")
+    if not job.options.measure or job.scheme.name == "bf16":
+        why = "--no-measure" if not job.options.measure else "no CPU kernels compute in bfloat16"
+        job.progress.note(f"accuracy and speed were not measured ({why})")
         return None
     measurement = judge(
         pairs,
@@ -303,32 +275,6 @@ def _try_out(job: _Job, staging: Path, outcome: _Outcome) -> Measurement | None:
     return measurement
 
 
-def _yardstick(job: _Job, outcome: _Outcome) -> Yardstick:
-    options, held_out = job.options, outcome.held_out
-    if options.eval is not None:
-        name = str(options.eval)
-        if outcome.calibration is not None and _same_file(options.eval, options.calibration):
-            name += ", the calibration set itself"
-            job.progress.warn(
-                "--eval is the calibration set itself: leave it away, and a part is kept out of it"
-            )
-        data = _read(job, options.eval, MOST_COMPARED)
-        return yardstick_of(job.model, data, name, job.progress, file=options.eval, seed=options.seed)
-    if held_out is not None:
-        kept = ", kept out of calibration" if outcome.calibration is not None else ""
-        return yardstick_of(job.model, held_out, f"{held_out.source}{kept}", job.progress, seed=options.seed)
-    yardstick = yardstick_without_data(job.model, options.seed)
-    if options.measure:
-        job.progress.warn(
-            f"accuracy is measured on {yardstick.name}, which says little about real data: pass --eval"
-        )
-    return yardstick
-
-
-def _same_file(one: Path, other: Path | None) -> bool:
-    return other is not None and one.exists() and other.exists() and one.samefile(other)
-
-
 def _comment(measurement: Measurement, progress: Progress) -> None:
     """Warn of a result that is slower than its input."""
     speed = measurement.speed
@@ -340,37 +286,7 @@ def _comment(measurement: Measurement, progress: Progress) -> None:
         )
 
 
-def _report(
-    job: _Job, out: Path, staging: Path, outcome: _Outcome, measurement: Measurement | None, seconds: float
-) -> QuantizeReport:
-    written = {path for file in job.files.values() for path in staging.glob(f"{file}*")}
-    written |= {path for path in (staging / SHARED,) if path.exists()}
-    after = sum(path.stat().st_size for path in written)
-    kept = tuple(layer for selection in outcome.selections.values() for layer in selection.kept)
-    cpu = machine.cpu()
-    return QuantizeReport(
-        out=str(out),
-        scheme=job.scheme.name,
-        weight_bits=job.scheme.bits,
-        weight_grid=outcome.grids.products if job.blocks is None else "blocks",
-        weight_grid_reason=_grid(job, outcome.grids),
-        cpu=f"{cpu.model} ({', '.join(cpu.isa)})",
-        per_channel=job.options.per_channel,
-        blocks=job.blocks,
-        calibration=outcome.calibration,
-        quantized=outcome.layers,
-        kept=kept,
-        size_before_bytes=job.model.size_bytes,
-        size_after_bytes=after,
-        size_ratio=after / job.model.size_bytes,
-        measurement=measurement,
-        seconds=seconds,
-    )
-
-
-def _figures(report: QuantizeReport) -> Mapping[str, Any]:
-    """What the history keeps: the whole report but the lists of layers and the place."""
-    plain = report.to_dict()
-    layers = {"quantized_layers": len(plain.pop("quantized")), "kept_layers": len(plain.pop("kept"))}
-    plain.pop("out")
-    return {**plain, **layers}
+def _missed(decision: Decision, limits: Gates) -> str:
+    """What the nearest variant misses."""
+    nearest = min(decision.attempts, key=lambda attempt: limits.excess(attempt.quality))
+    return f"no variant keeps the limits; the nearest, {nearest.label}: {'; '.join(nearest.broken)}"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
+from onnxkit.quantize.formats import Grid, IntegerFormat
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -23,16 +23,7 @@ _BLOCK = 1 << 22  # elements looked at together: 16 MB of fp32
 _TINY = np.float32(np.finfo(np.float32).tiny)
 
 
-Grid = Literal["full", "paired", "seven"]
-"""How the scale of a channel follows from its weights; `_PEAK` says to what code the divisor goes.
-
-full: 8 bits, max |w| / 127.
-paired: 8 bits, (largest sum of two neighbouring weights of one sign) / 127. An x86 CPU without VNNI adds
-    the products of two neighbours in saturating 16 bits (`vpmaddubsw`); their codes then add up to at most
-    128, and 255 * 128 = 32640 still fits. On trained weights this keeps 6.7 bits or so where `seven` keeps 6.
-seven: 7 bits, max |w| / 64: safe whatever the neighbours, for kernels that lay weights out otherwise.
-"""
-
+# To what code the divisor of a channel's scale goes.
 _PEAK: dict[Grid, int] = {"full": 127, "paired": 127, "seven": 64}
 
 
@@ -96,26 +87,38 @@ def codes(weight: npt.NDArray[np.floating], scales: Floats, axis: int) -> Codes:
     return out
 
 
+Rounder = Callable[[Floats, Floats], Codes]
+"""(weight [N, K], scales [N]) -> codes [N, K] in [-127, 127]: what stands for rounding to the nearest."""
+
+
 class WeightStore:
     """Makes the integer initializers of one graph; a weight that two nodes read is stored once."""
 
-    def __init__(self, graph: ir.Graph, *, per_channel: bool) -> None:
+    def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._per_channel = per_channel
         self._made: dict[tuple[object, ...], ir.Value] = {}
-        self._scales: dict[tuple[str, int, Grid], Floats] = {}
+        self._scales: dict[tuple[object, ...], Floats] = {}
 
-    def codes(self, weight: ir.Value, *, axis: int, grid: Grid, layer: str, turned: bool = False) -> ir.Value:
+    def codes(
+        self,
+        weight: ir.Value,
+        *,
+        axis: int,
+        format: IntegerFormat,
+        layer: str,
+        turned: bool = False,
+        rounder: Rounder | None = None,
+    ) -> ir.Value:
         """Return the int8 codes of `weight`, transposed when `turned`, as an initializer.
 
         Raises:
             InputError: the weight holds NaN or infinity; names the tensor and the layer.
         """
-        scales = self._scales_of(weight, axis, grid, layer)
+        scales = self._scales_of(weight, axis, format, layer)
         tensor = _tensor(weight)
 
         def compute() -> ir.TensorProtocol:
-            made = codes(tensor.numpy(), scales, axis)
+            made = _rounded(tensor.numpy(), scales, axis, rounder)
             return ir.Tensor(np.ascontiguousarray(made.T) if turned else made)
 
         def lazy() -> ir.LazyTensor:
@@ -124,26 +127,28 @@ class WeightStore:
             return ir.LazyTensor(compute, dtype=ir.DataType.INT8, shape=shape)
 
         suffix = "codes" + (".transposed" if turned else "")
-        return self._once((weight.name, axis, grid, suffix), f"{weight.name}.{suffix}", lazy)
+        key = (*_key(weight, axis, format), format.rounding, suffix)
+        return self._once(key, f"{weight.name}.{suffix}", lazy)
 
     def scales(
-        self, weight: ir.Value, *, axis: int, grid: Grid, layer: str, column: bool = False
+        self, weight: ir.Value, *, axis: int, format: IntegerFormat, layer: str, column: bool = False
     ) -> ir.Value:
         """Return the scales as a float32 initializer [channels], or [channels, 1] as a column."""
-        found = self._scales_of(weight, axis, grid, layer)
+        found = self._scales_of(weight, axis, format, layer)
         array = found.reshape(-1, 1) if column else found
-        key = (weight.name, axis, grid, "scale", column)
+        key = (*_key(weight, axis, format), "scale", column)
         return self._once(key, f"{weight.name}.scale", lambda: ir.Tensor(array))
 
     def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """Return `array` as an initializer; the same name means the same constant."""
         return self._once((name, "constant"), name, lambda: ir.Tensor(array))
 
-    def _scales_of(self, weight: ir.Value, axis: int, grid: Grid, layer: str) -> Floats:
-        key = (str(weight.name), axis, grid)
+    def _scales_of(self, weight: ir.Value, axis: int, format: IntegerFormat, layer: str) -> Floats:
+        key = _key(weight, axis, format)
         if key not in self._scales:
+            array = _tensor(weight).numpy()
             try:
-                found = channel_scales(_tensor(weight).numpy(), axis, grid, per_channel=self._per_channel)
+                found = channel_scales(array, axis, format.grid, per_channel=format.per_channel)
             except ValueError as error:
                 message = f"cannot quantize layer '{layer}': {error} (tensor '{weight.name}')"
                 raise InputError(message) from error
@@ -154,6 +159,18 @@ class WeightStore:
         if key not in self._made:
             self._made[key] = register(self._graph, name, make())
         return self._made[key]
+
+
+def _key(weight: ir.Value, axis: int, format: IntegerFormat) -> tuple[object, ...]:
+    return weight.name, axis, format.grid, format.per_channel
+
+
+def _rounded(weight: npt.NDArray[np.floating], scales: Floats, axis: int, rounder: Rounder | None) -> Codes:
+    if rounder is None:
+        return codes(weight, scales, axis)
+    rows = np.ascontiguousarray(weight if axis == 0 else weight.T, dtype=np.float32)
+    made = rounder(rows, scales)
+    return made if axis == 0 else np.ascontiguousarray(made.T)
 
 
 def register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

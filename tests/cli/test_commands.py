@@ -83,13 +83,60 @@ def test_quantize(monkeypatch: pytest.MonkeyPatch) -> None:
     words += ["--eval", "e.csv", "--column", "text=review", "--column", "label=stars", "--per-tensor"]
     words += ["--include", "a", "--exclude", "b", "--exclude", "c", "--op-types", "MatMul, Gemm"]
     words += ["--seed", "5", "--threads", "1"]
+    words += ["--format", "qdq", "--calibrator", "mse", "--calibration-cache", "c.json", "--max-length", "9"]
+    words += ["--smooth-quant", "0.5", "--bias-correction", "--algorithm", "awq", "--block-size", "64"]
+    words += ["--asymmetric", "--accuracy-level", "1", "--embeddings", "int4", "--bits-per-weight", "4.8"]
+    words += ["--exclude-from", "x.txt", "--max-drop", "1", "--min-cosine", "0.9", "--max-kl", "0.1"]
+    words += ["--max-worst-slice", "2", "--target", "arm64", "--no-measure", "--task", "fill-mask"]
+    words += ["--overwrite", "--genai-config"]
     made = call(monkeypatch, "onnxkit.quantize.quantize_model", words)
-    options = made.args[2]
-    assert options.scheme == "int8-static"
-    assert (options.calibration, options.samples, options.eval) == (Path("c.csv"), 7, Path("e.csv"))
-    assert options.columns == {"text": "review", "label": "stars"}
-    assert (options.include, options.exclude, options.op_types) == (("a",), ("b", "c"), ("MatMul", "Gemm"))
-    assert (options.per_channel, options.seed, options.threads) == (False, 5, 1)
+    assert dataclasses.asdict(made.args[2]) == {
+        "scheme": "int8-static", "calibration": Path("c.csv"), "calibration_cache": Path("c.json"),
+        "calibrator": "mse", "samples": 7, "max_length": 9, "format": "qdq", "per_channel": False,
+        "smooth_quant": 0.5, "bias_correction": True, "algorithm": "awq", "block_size": 64,
+        "symmetric": False, "accuracy_level": 1, "embeddings": "int4", "bits_per_weight": 4.8,
+        "include": ("a",), "exclude": ("b", "c"), "exclude_from": Path("x.txt"),
+        "op_types": ("MatMul", "Gemm"), "max_drop": 1.0, "min_cosine": 0.9, "max_kl": 0.1,
+        "max_worst_slice": 2.0, "target": "arm64", "eval": Path("e.csv"), "measure": False,
+        "genai_config": True, "columns": {"text": "review", "label": "stars"}, "task": "fill-mask",
+        "overwrite": True, "seed": 5, "threads": 1,
+    }  # fmt: skip
+
+
+def test_quantize_without_options_takes_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxkit.quantize import QuantizeOptions
+
+    made = call(monkeypatch, "onnxkit.quantize.quantize_model", ["quantize", "in", "out"])
+    assert made.args[2] == QuantizeOptions()
+
+
+@pytest.mark.parametrize(("word", "value"), [("auto", "auto"), ("off", "off"), ("0.7", 0.7), ("x", "x")])
+def test_what_smooth_quant_takes(word: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["quantize", "in", "out", "--smooth-quant", word, "--calibration", "random"]
+    options = call(monkeypatch, "onnxkit.quantize.quantize_model", words).args[2]
+    assert (options.smooth_quant, options.calibration) == (value, "random")
+
+
+def test_quantize_analyze(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["quantize", "in", "out", "--analyze", "--scheme", "int4-weight", "--eval", "e.csv"]
+    made = call(monkeypatch, "onnxkit.quantize.analyze_model", words)
+    assert (made.args[0], made.args[1], made.args[2].scheme) == (Path("in"), Path("out"), "int4-weight")
+
+
+def test_the_lists_of_quantize_are_those_of_the_library() -> None:
+    from onnxkit.cli import quantize_options as listed
+    from onnxkit.quantize.blocks import ALGORITHMS
+    from onnxkit.quantize.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
+    from onnxkit.quantize.hardware import TARGETS
+    from onnxkit.quantize.options import _CHOICES
+    from onnxkit.quantize.schemes import SCHEMES
+
+    assert tuple(SCHEMES) == listed.SCHEMES
+    assert tuple(CALIBRATORS) == listed.CALIBRATORS
+    assert listed.DEFAULT_CALIBRATOR == DEFAULT_CALIBRATOR
+    assert sorted(listed.ALGORITHMS) == sorted(ALGORITHMS)
+    assert tuple(TARGETS) == listed.TARGETS
+    assert (_CHOICES["format"], _CHOICES["embeddings"]) == (listed.FORMATS, listed.EMBEDDINGS)
 
 
 def test_profile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,8 @@ def test_environment_is_spelled_out_and_its_source_remembered(monkeypatch: pytes
     made = invocation(parse(["quantize", "in", "out", "--seed", "3"]))
     assert made.stage == "quantize"
     assert made.argv == (
-        "onnxkit", "quantize", "--scheme", "int8-static", "--exclude", "one", "--exclude", "two", "--seed",
-        "3", "in", "out",
+        "onnxkit", "quantize", "--scheme", "int8-static", "--seed", "3", "--exclude", "one", "--exclude",
+        "two", "in", "out",
     )  # fmt: skip
     assert made.options["scheme"] == "int8-static"
     assert made.sources["scheme"] == "environment"

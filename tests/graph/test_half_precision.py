@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxkit.graph.dtypes import infer_dtypes
 from onnxkit.graph.files import load_model, save_model
-from onnxkit.graph.half_precision import overflowing, search_kept, stages, to_float16
+from onnxkit.graph.half_precision import overflowing, search_kept, stages, to_half
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
 
@@ -43,7 +43,7 @@ def graph_of(nodes, tensors, *, inputs=("x",), outputs=("y",)) -> ir.Model:
 )
 def test_result_is_near_and_its_interface_unchanged(tmp_path, spec):
     model = loaded(tmp_path, spec)
-    result = to_float16(model)
+    result = to_half(model)
     assert result.converted > 40
     save_model(model, tmp_path / "out.onnx")
     before, after = (open_session(tmp_path / file, ONE) for file in ("in.onnx", "out.onnx"))
@@ -57,7 +57,7 @@ def test_result_is_near_and_its_interface_unchanged(tmp_path, spec):
 
 def test_every_weight_is_halved_once(tmp_path):
     model = loaded(tmp_path)
-    to_float16(model)
+    to_half(model)
     weights = [
         v
         for v in model.graph.initializers.values()
@@ -69,7 +69,7 @@ def test_every_weight_is_halved_once(tmp_path):
 
 def test_kept_nodes_read_and_make_float32(tmp_path):
     model = loaded(tmp_path)
-    result = to_float16(model, keep={"encoder.layer.0.up"})
+    result = to_half(model, keep={"encoder.layer.0.up"})
     assert result.kept == ("encoder.layer.0.up",)
     node = next(node for node in model.graph if node.name == "encoder.layer.0.up")
     assert {value.dtype for value in (*node.inputs, *node.outputs)} == {ir.DataType.FLOAT}
@@ -80,7 +80,7 @@ def test_kept_nodes_read_and_make_float32(tmp_path):
 
 def test_masks_become_values_that_sums_do_not_overflow(tmp_path):
     model = loaded(tmp_path, EncoderSpec(window=2))
-    to_float16(model)
+    to_half(model)
     lowest = min(
         float(value.const_value.numpy().min())
         for value in model.graph.initializers.values()
@@ -92,7 +92,7 @@ def test_masks_become_values_that_sums_do_not_overflow(tmp_path):
 @pytest.mark.parametrize("stored", [1e6, 1e-12], ids=["too large", "an epsilon"])
 def test_constants_that_float16_does_not_hold_keep_their_node_float32(stored):
     model = graph_of([helper.make_node("Add", ["x", "c"], ["y"], name="sum")], {"c": stored})
-    result = to_float16(model)
+    result = to_half(model)
     assert result.kept == ("sum",)
     assert model.graph.initializers["c"].dtype == ir.DataType.FLOAT
 
@@ -103,7 +103,7 @@ def test_delicate_operators_stay_float32():
         helper.make_node("ReduceSum", ["square"], ["y"], name="sum", keepdims=1),
     ]
     model = graph_of(nodes, {})
-    assert to_float16(model).converted == 1
+    assert to_half(model).converted == 1
     kinds = {node.name: {value.dtype for value in node.outputs} for node in model.graph}
     assert kinds["square"] == {ir.DataType.FLOAT16}
     assert kinds["sum"] == {ir.DataType.FLOAT}
@@ -145,7 +145,7 @@ def test_subgraphs_keep_reading_float32():
         for position, value in enumerate(node.inputs):
             if value is not None and value.name == "flag":
                 node.replace_input_with(position, flag)
-    to_float16(model)
+    to_half(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     x = np.array([[-1, 2, 3, 4]], np.float32)
@@ -188,3 +188,47 @@ def test_dtypes_are_told_for_every_value(tmp_path):
         assert kinds.get("Shape", ir.DataType.INT64) == ir.DataType.INT64
         assert kinds["Where"] == ir.DataType.FLOAT
         assert kinds["Unsqueeze"] == ir.DataType.BOOL or spec.causal
+
+
+def cached(*, also_read: bool) -> ir.Model:
+    """A past of four numbers with one added; with `also_read`, an operator reads it that stays float32."""
+    nodes = [
+        helper.make_node("Concat", ["past_key_values.0.key", "x"], ["present.0.key"], name="join", axis=0)
+    ]
+    nodes.append(helper.make_node("Relu", ["present.0.key"], ["y"], name="relu"))
+    if also_read:
+        nodes.append(helper.make_node("Exp", ["past_key_values.0.key"], ["z"], name="exp"))
+    outputs = ("y", "present.0.key", *(["z"] if also_read else []))
+    return graph_of(nodes, {}, inputs=("x", "past_key_values.0.key"), outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("also_read", "keep", "dtype"),
+    [
+        (False, (), ir.DataType.BFLOAT16),
+        (False, ("join",), ir.DataType.FLOAT),
+        (False, ("relu",), ir.DataType.BFLOAT16),
+        (True, (), ir.DataType.FLOAT),
+    ],
+)
+def test_a_past_and_what_it_becomes_have_one_type(also_read, keep, dtype):
+    model = cached(also_read=also_read)
+    to_half(model, ir.DataType.BFLOAT16, keep=keep)
+    values = {value.name: value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+    assert values["past_key_values.0.key"] == values["present.0.key"] == dtype
+    assert {values[name] for name in ("x", "y")} == {ir.DataType.FLOAT}
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_what_bfloat16_holds_is_no_reason_to_keep_a_node():
+    model = graph_of([helper.make_node("Add", ["x", "c"], ["y"], name="sum")], {"c": 1e6})
+    assert to_half(model, ir.DataType.BFLOAT16).converted == 1
+
+
+def test_an_operator_that_takes_no_bfloat16_stays_float32():
+    nodes = [helper.make_node("InstanceNormalization", ["x", "one", "zero"], ["y"], name="norm")]
+    made = {}
+    for dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        model = graph_of(nodes, {"one": np.ones(4), "zero": np.zeros(4)})
+        made[dtype] = to_half(model, dtype).converted
+    assert list(made.values()) == [1, 0]

@@ -58,7 +58,7 @@ def test_without_a_mask_nothing_tells_the_length():
 
 def test_float16_makes_the_cache_float16_and_no_cast_of_it():
     model = lowered()
-    half_precision.to_float16(model)
+    half_precision.to_half(model)
     past = [value for value in model.graph.inputs if value.name.startswith("past_key_values.")]
     present = [value for value in model.graph.outputs if value.name.startswith("present.")]
     assert {value.dtype for value in [*past, *present]} == {ir.DataType.FLOAT16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +13,18 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxkit.quantize.activations import Activations, DynamicActivations
-from onnxkit.quantize.blockwise import blocks_of
+from onnxkit.quantize.activations import Range
+from onnxkit.quantize.formats import Format, Grid
+from onnxkit.quantize.hardware import hardware_for
 from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.quantize.planning import Planner
 from onnxkit.quantize.rewrite import prepare, rewrite
-from onnxkit.quantize.schemes import SCHEMES, WeightGrids
+from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.quantize.select import Selection, select
-from onnxkit.quantize.weights import Grid
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 
 ONE = RuntimeOptions(threads=1)
 Weights = Mapping[str, np.ndarray[Any, Any]]
-
-
-def grids(grid: Grid = "paired") -> WeightGrids:
-    """The same grid for all."""
-    return WeightGrids(products=grid, convolutions=grid, reason="test")
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray[Any, Any]:
@@ -88,20 +85,23 @@ def quantized(
     model: onnx.ModelProto | ir.Model,
     *,
     options: QuantizeOptions | None = None,
-    activations: Activations | None = None,
     grid: Grid = "paired",
-    per_channel: bool = True,
+    rows: bool = False,
+    ranges: Mapping[str, Range] | None = None,
+    formats: Mapping[str, Format] | None = None,
 ) -> tuple[onnx.ModelProto, Selection]:
-    """Select and rewrite in memory; every layer is taken, however small (`include` of everything)."""
+    """Select and rewrite in memory; every layer is taken, however small (`include` of everything).
+
+    `formats` overrides those of the scheme, by target.
+    """
     options = options or QuantizeOptions(include=(".",))
     graph = prepare(ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model, "model.onnx")
     scheme = SCHEMES[options.scheme]
     selection = select(graph, scheme, options)
-    activations = activations or DynamicActivations()
-    blocks = None
-    if scheme.weight_only:
-        blocks = blocks_of(scheme.bits, options.block_size, options.symmetric, options.accuracy_level)
-    rewrite(graph, selection.targets, activations, grids=grids(grid), per_channel=per_channel, blocks=blocks)
+    hardware = dataclasses.replace(hardware_for("avx2"), products=grid, convolutions=grid)
+    planner = Planner(scheme=scheme, options=options, hardware=hardware, rows=rows)
+    plan = {**planner.plan(selection.targets), **(formats or {})}
+    rewrite(graph, selection.targets, plan, ranges=ranges)
     return ir.to_proto(graph), selection
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from pathlib import Path
 
@@ -10,30 +11,22 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from onnxkit.errors import InputError
+from onnxkit.errors import InputError, UsageError
+from onnxkit.progress import Progress
 from onnxkit.quantize.activations import Range
+from onnxkit.quantize.calibration import calibrate
 from onnxkit.quantize.calibrators import CALIBRATORS
 from onnxkit.quantize.collect import Collected, collect
-from onnxkit.quantize.data import DataSet, reservoir, single_rows, split
-from onnxkit.quantize.expose import expose, open_exposed
-from onnxkit.runtime import TensorSpec
+from onnxkit.quantize.data import DataSet
+from onnxkit.quantize.expose import exposed, open_exposed
+from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.quantize.runs import Graph, Run, runs
+from onnxkit.quantize.schemes import SCHEMES
+from onnxkit.quantize.select import select
 from tests.quantize.graphs import ONE, mlp, random
 
-FLOATS = hnp.arrays(
-    np.float32, hnp.array_shapes(max_dims=3, max_side=5), elements=st.floats(-1e4, 1e4, width=32)
-)
 INNER = ("x", "r")
-
-
-@given(st.lists(FLOATS, min_size=1, max_size=8))
-def test_minmax_is_that_of_everything_at_once(batches):
-    calibrator = CALIBRATORS["minmax"]()
-    for batch in batches:
-        calibrator.update("v", batch)
-    whole = np.concatenate([batch.ravel() for batch in batches])
-    assert calibrator.ranges() == {"v": Range(low=float(whole.min()), high=float(whole.max()))}
 
 
 @given(st.floats(-1e6, 1e6, width=32), st.floats(-1e6, 1e6, width=32))
@@ -47,16 +40,27 @@ def test_zero_is_exact_and_the_range_is_covered(one, other):
 
 
 @pytest.fixture
-def exposed(tmp_path):
-    model = ir.from_proto(mlp())
-    inner = [value for node in model.graph for value in node.outputs if value.name in INNER]
-    assert expose(model, inner) == ["r"]
-    return open_exposed(model, tmp_path / "model.onnx", tmp_path / "scratch", ONE)
+def graph(tmp_path) -> Graph:
+    return Graph(component="model", model=ir.from_proto(mlp()), path=tmp_path / "model.onnx")
 
 
-def test_ragged_batches_give_the_ranges_of_the_float_model(exposed):
+@pytest.fixture
+def run_over(graph, tmp_path):
+    """Returns what runs raw feeds through the graph of `mlp`."""
+
+    def made(feeds, values=INNER):
+        data = dataclasses.replace(DATA, samples=tuple(feeds), total=len(feeds), model=None)
+        return runs(graph, values, data, scratch=tmp_path / "scratch", runtime=ONE, progress=Progress())
+
+    return made
+
+
+DATA = DataSet(source="f", samples=(), total=0, task=None, model=None)
+
+
+def test_ragged_batches_give_the_ranges_of_the_float_model(run_over):
     feeds = [{"x": random(size, length, 32, seed=length)} for size, length in ((1, 3), (2, 9), (4, 1))]
-    collected = collect(exposed, feeds, INNER, CALIBRATORS["minmax"]())
+    collected = collect(run_over(feeds), INNER, CALIBRATORS["minmax"](), total=3)
     weights = {tensor.name: ir.from_proto(tensor).numpy() for tensor in mlp().graph.initializer}
     inner = [np.maximum(f["x"] @ weights["up.weight"] + weights["up.bias"], 0) for f in feeds]
     assert collected.ranges["x"].high == pytest.approx(max(f["x"].max() for f in feeds))
@@ -64,42 +68,107 @@ def test_ragged_batches_give_the_ranges_of_the_float_model(exposed):
     assert (collected.samples, collected.distinct) == (3, 3)
 
 
-def test_one_batch_is_alive_at_a_time(exposed):
+def test_the_graph_and_the_folder_stay_as_they_were(graph, run_over, tmp_path):
+    before = ir.to_proto(graph.model).SerializeToString()
+    assert [set(run.values) for run in run_over([{"x": random(1, 2, 32)}])] == [set(INNER)]
+    assert ir.to_proto(graph.model).SerializeToString() == before
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_only_what_is_asked_for_is_computed():
+    made = exposed(ir.from_proto(mlp()), {"r"})
+    assert [value.name for value in made.graph.outputs] == ["r"]
+    assert {node.name for node in made.graph} == {"layer.up", "layer.up/bias", "layer.act"}
+
+
+def test_values_that_are_inputs_need_no_run(run_over):
+    (run,) = run_over([{"x": random(1, 2, 32)}], ("x",))
+    assert run.values["x"].shape == (1, 2, 32)
+
+
+def test_one_run_is_alive_at_a_time(run_over):
     seen: list[weakref.ref] = []
-
-    def stream():
-        for number in range(6):
-            array = random(1, 4, 32, seed=number)
-            alive = [ref for ref in seen if ref() is not None]
-            assert len(alive) <= 1
-            seen.append(weakref.ref(array))
-            yield {"x": array}
-            del array
-
-    collect(exposed, stream(), INNER, CALIBRATORS["minmax"]())
+    feeds = [{"x": random(1, 4, 32, seed=number)} for number in range(6)]
+    for run in run_over(feeds):
+        array = run.values["r"]
+        assert sum(ref() is not None for ref in seen) <= 1
+        seen.append(weakref.ref(array))
+        del run, array
 
 
-def test_no_samples_is_an_error(exposed):
+def test_padding_does_not_count():
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    feeds, values = {"attention_mask": mask}, {"v": np.arange(12.0).reshape(2, 3, 2), "g": np.ones((4, 2))}
+    run = Run(sample=1, feeds=feeds, values=values)
+    np.testing.assert_array_equal(run.tokens("v"), [[0, 1], [2, 3], [6, 7]])
+    assert run.tokens("g").shape == (4, 2)
+
+
+def test_no_samples_is_an_error(run_over):
     with pytest.raises(InputError, match="calibration set is empty"):
-        collect(exposed, [], INNER, CALIBRATORS["minmax"]())
+        collect(run_over([]), INNER, CALIBRATORS["minmax"]())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_sample_with_nan_is_named(exposed, bad):
+def test_a_sample_with_nan_is_named(run_over, bad):
     feeds = [{"x": random(1, 2, 32)}, {"x": np.full((1, 2, 32), bad, np.float32)}]
     with pytest.raises(InputError, match="sample 2 makes NaN"):
-        collect(exposed, feeds, INNER, CALIBRATORS["minmax"]())
+        collect(run_over(feeds), INNER, CALIBRATORS["minmax"]())
 
 
-def test_an_empty_sample_is_named(exposed):
+def test_an_empty_sample_is_named(run_over):
     with pytest.raises(InputError, match="sample 1 is empty"):
-        collect(exposed, [{"x": random(1, 0, 32)}], INNER, CALIBRATORS["minmax"]())
+        collect(run_over([{"x": random(1, 0, 32)}]), INNER, CALIBRATORS["minmax"]())
 
 
-def test_samples_that_are_the_same_are_counted_once(exposed):
+def test_samples_that_are_the_same_are_counted_once(run_over):
     same = {"x": random(1, 2, 32)}
-    collected = collect(exposed, [same] * 4, INNER, CALIBRATORS["minmax"]())
+    collected = collect(run_over([same] * 4), INNER, CALIBRATORS["minmax"](), total=4)
     assert (collected.distinct, collected.widening, collected.enough) == (1, 0.0, None)
+
+
+def test_the_change_is_that_of_the_last_half(run_over):
+    feeds = [{"x": np.full((1, 2, 32), size, np.float32)} for size in (-1, 1, 1, 3)]
+    collected = collect(run_over(feeds, ("x",)), ("x",), CALIBRATORS["minmax"](), total=4)
+    assert collected.widening == pytest.approx(1.0)  # from [-1, 1] to [-1, 3]
+    assert collected.enough == 4 << 5
+
+
+@pytest.mark.parametrize("name", sorted(CALIBRATORS))
+def test_too_few_samples_are_named_with_a_number(graph, tmp_path, name):
+    class Heard(Progress):
+        def warn(self, text: str) -> None:
+            heard.append(text)
+
+    def warned(count: int, **change) -> str:
+        heard.clear()
+        feeds = tuple({"x": random(1, 3, 32, seed=n, scale=1 + n)} for n in range(count))
+        data = dataclasses.replace(DATA, **{"samples": feeds, "total": count, **change})
+        targets = select(graph.model, SCHEMES["int8-static"], QuantizeOptions(include=(".",))).targets
+        ranges, facts = calibrate(
+            graph, targets, data, calibrator=name, scratch=tmp_path / "s", runtime=ONE, progress=Heard()
+        )
+        assert facts.method == name
+        assert set(ranges) == set(INNER)
+        return " ".join(heard)
+
+    heard: list[str] = []
+    assert warned(1) == "1 calibration sample is too few; about 32 would do"
+    assert "4 calibration samples are too few (the last half changed the ranges by" in warned(4)
+    same = ({"x": random(1, 3, 32)},) * 4
+    assert "all 4 calibration samples are the same" in warned(4, samples=same)
+
+
+def test_an_unknown_calibrator_is_a_usage_error(graph, tmp_path):
+    with pytest.raises(UsageError, match="unknown calibrator 'max'"):
+        calibrate(
+            graph, (), DATA, calibrator="max", scratch=tmp_path, runtime=ONE, progress=Progress()
+        )  # fmt: skip
+
+
+def test_estimates_need_twice_the_doublings():
+    found = Collected(ranges={}, samples=8, distinct=8, widening=0.12, doublings_per_halving=2)
+    assert found.enough == 8 << 3
 
 
 @pytest.mark.parametrize(
@@ -110,64 +179,12 @@ def test_how_many_samples_would_do(samples, widening, enough):
     assert Collected(ranges={}, samples=samples, distinct=samples, widening=widening).enough == enough
 
 
-@given(st.integers(0, 300), st.integers(1, 200), st.booleans(), st.integers(0, 5))
-def test_calibration_and_held_out_never_meet(count, samples, hold_out, seed):
-    data = DataSet(source="f", samples=tuple({"text": str(i)} for i in range(count)), total=count, task=None)
-    parts = split(data, samples=samples, hold_out=hold_out, seed=seed)
-    one = [sample["text"] for sample in parts.calibration.samples]
-    other = [sample["text"] for sample in parts.held_out.samples] if parts.held_out else []
-    assert not set(one) & set(other)
-    assert len(one) == min(samples, count - len(other))
-    assert bool(other) == (hold_out and count >= 5)
-    assert len(other) <= 64
-    assert parts == split(data, samples=samples, hold_out=hold_out, seed=seed)
-
-
-@given(st.integers(0, 60), st.integers(1, 40), st.integers(0, 5))
-def test_the_reservoir_keeps_order_and_count(count, most, seed):
-    kept, total = reservoir(({"n": n} for n in range(count)), most, seed)
-    numbers = [sample["n"] for sample in kept]
-    assert total == count
-    assert len(numbers) == min(most, count)
-    assert numbers == sorted(set(numbers))
-
-
-SPECS = (
-    TensorSpec(name="x", dtype="float32", shape=("batch", 4)),
-    TensorSpec(name="mask", dtype="int64", shape=(1, "length")),
-    TensorSpec(name="scale", dtype="float32", shape=()),
-)
-ROWS = {"x": random(3, 4), "mask": np.ones((3, 2), np.int64), "scale": np.float32(2.0).reshape(())}
-
-
-def test_tensors_are_divided_along_the_batch_axis():
-    rows = list(single_rows(ROWS, SPECS, "c.npz"))
-    assert [{name: array.shape for name, array in row.items()} for row in rows] == [
-        {"x": (1, 4), "mask": (1, 2), "scale": ()}
-    ] * 3
-    np.testing.assert_array_equal(np.concatenate([row["x"] for row in rows]), ROWS["x"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": random(3, 4).astype(np.float64)}, "x is float64 of rank 2; the model takes float32"),
-        ({"x": random(3, 4, 1)}, "of rank 3"),
-        ({"x": random(2, 4)}, "batch sizes differ"),
-        ({"y": random(3, 4)}, "the model's inputs are"),
-    ],
-)
-def test_tensors_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(InputError, match=message):
-        list(single_rows({**ROWS, **change}, SPECS, "c.npz"))
-
-
 def test_external_weights_are_linked_not_loaded(tmp_path: Path):
     model = ir.from_proto(mlp())
     source = tmp_path / "source"
     source.mkdir()
     ir.save(model, source / "model.onnx", external_data="weights.bin", size_threshold_bytes=1024)
     loaded = ir.load(source / "model.onnx")
-    session = open_exposed(loaded, source / "model.onnx", tmp_path / "scratch", ONE)
+    session = open_exposed(loaded, ("r",), source / "model.onnx", tmp_path / "scratch", ONE)
     assert (tmp_path / "scratch" / "weights.bin").samefile(source / "weights.bin")
-    assert session.run({"x": random(1, 2, 32)})["y"].shape == (1, 2, 32)
+    assert session.run({"x": random(1, 2, 32)})["r"].shape == (1, 2, 64)

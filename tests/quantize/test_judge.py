@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnxkit.measure.agreement import compare
-from onnxkit.quantize.judge import join_outputs, joined_sqnr
+from onnxkit.quantize.bench import joined_sqnr
+from onnxkit.quantize.judge import join_outputs
 from tests.quantize.graphs import random
 
 

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from onnxkit.graph import ort_cpu
 from onnxkit.graph.files import load_model
 from onnxkit.graph.lowering import lower
-from onnxkit.quantize.activations import Range, RowActivations, StaticActivations
+from onnxkit.quantize.activations import Range
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.weights import channel_scales, codes
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
@@ -161,9 +161,8 @@ def test_convolutions_stay_near_the_float_ones(scheme):
     x = random(2, 3, 16, 12, seed=4)
     right = session(CONV).run({"x": x})["y"]
     ranges = {name: Range(low=float(a.min()), high=float(a.max())) for name, a in (("x", x), ("y", right))}
-    activations = StaticActivations(ranges) if scheme == "int8-static" else None
     options = QuantizeOptions(scheme=scheme, op_types=("Conv",))
-    model, _ = quantized(CONV, options=options, activations=activations, grid="seven")
+    model, _ = quantized(CONV, options=options, ranges=ranges, grid="seven")
     assert ("QLinearConv" in operators(model)) == (scheme == "int8-static")
     assert cosine(session(model).run({"x": x})["y"], right) > 0.999
 
@@ -233,7 +232,7 @@ def test_rows_have_scales_of_their_own():
     weight, bias = random(32, 8), random(8, seed=1)
     x = random(3, 32, seed=2) * np.array([[1.0], [1000.0], [0.0]], np.float32)
     model = proto(nodes, {"w": weight, "b": bias}, inputs={"x": ["S", 32]})
-    made, _ = quantized(model, activations=RowActivations())
+    made, _ = quantized(model, rows=True)
     right, got = x @ weight + bias, session(made).run({"x": x})["y"]
     for row in range(3):
         np.testing.assert_allclose(got[row], right[row], atol=0.03 * np.abs(right[row]).max())

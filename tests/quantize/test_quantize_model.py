@@ -292,7 +292,7 @@ def test_a_constant_activation_stays_float(tmp_path):
 def test_too_few_samples_is_a_warning_with_a_number(tmp_path):
     rows = save_rows(tmp_path / "c.npz", 1)
     _, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out", scheme="int8-static", calibration=rows)
-    assert any("1 calibration samples are too few; about 32 would do" in text for text in heard.warnings)
+    assert any("1 calibration sample is too few; about 32 would do" in text for text in heard.warnings)
 
 
 def test_bad_calibration_sets(tmp_path):
@@ -324,9 +324,9 @@ def test_an_existing_output_needs_overwrite(tmp_path):
 
 def test_calibration_that_nothing_would_read_is_a_usage_error(tmp_path):
     rows = save_rows(tmp_path / "c.npz", 4)
-    with pytest.raises(UsageError, match="takes no calibration set"):
-        run(mlp_dir(tmp_path / "in"), tmp_path / "out", calibration=rows, measure=False)
-    report, _ = run(tmp_path / "in", tmp_path / "out", calibration=rows)
+    with pytest.raises(UsageError, match="log8 takes no calibration set"):
+        run(mlp_dir(tmp_path / "in"), tmp_path / "out", scheme="log8", calibration=rows, measure=False)
+    report, _ = run(tmp_path / "in", tmp_path / "out", scheme="log8", calibration=rows)
     assert report.measurement.measured_on == str(rows)
 
 

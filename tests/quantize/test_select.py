@@ -7,19 +7,14 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnxkit import machine
 from onnxkit.errors import InputError, UsageError
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.rewrite import prepare
-from onnxkit.quantize.schemes import SCHEMES, scheme_named, weight_grids
+from onnxkit.quantize.hardware import TARGETS, hardware_for, hardware_of
+from onnxkit.quantize.schemes import SCHEMES, scheme_named
 from onnxkit.quantize.select import refuse_unsuitable, select
 from tests.quantize.graphs import mlp, proto, random
-
-
-class Machine:
-    """Stands for a CPU."""
-
-    def __init__(self, saturates: bool) -> None:
-        self.saturates = saturates
 
 
 def chosen(model, **options):
@@ -153,7 +148,28 @@ def test_an_unknown_scheme_offers_the_nearest():
         scheme_named("int8-stattic")
 
 
-def test_the_grid_follows_from_the_cpu():
-    assert weight_grids(Machine(saturates=True)).products == "paired"
-    assert weight_grids(Machine(saturates=True)).convolutions == "seven"
-    assert weight_grids(Machine(saturates=False)).products == "full"
+def test_the_grid_follows_from_the_machine():
+    assert hardware_for("avx2").products == "paired"
+    assert hardware_for("avx2").convolutions == "seven"
+    assert hardware_for("avx2").slow_8_bit_blocks
+    for name in set(TARGETS) - {"avx2"}:
+        assert hardware_for(name).products == hardware_for(name).convolutions == "full"
+    assert hardware_for(None) == hardware_of(machine.cpu())
+
+
+def test_an_unknown_machine_offers_the_nearest():
+    with pytest.raises(UsageError, match="--target 'avx512vnni': did you mean avx512-vnni"):
+        hardware_for("avx512vnni")
+
+
+def test_an_exclusion_file_names_layers(tmp_path):
+    path = tmp_path / "keep.txt"
+    path.write_text("# most sensitive first\n^layer\\.up$\n\n")
+    targets, kept = chosen(mlp(), exclude_from=path)
+    assert targets == ["layer.down"]
+    assert kept == {"layer.up": "excluded by the exclusion file"}
+    path.write_text("layer.upp\n")
+    with pytest.raises(UsageError, match=r"--exclude-from .* 'layer.upp' matches no node.*: layer\.up"):
+        chosen(mlp(), exclude_from=path)
+    with pytest.raises(InputError, match="cannot be read"):
+        chosen(mlp(), exclude_from=tmp_path / "none.txt")

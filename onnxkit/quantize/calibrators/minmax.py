@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import numpy as np
-import numpy.typing as npt
+from typing import ClassVar
 
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.calibrators.base import Calibrator
+from onnxkit.quantize.calibrators.base import Calibrator, Extremes, Values
 
 
 class MinMax(Calibrator):
-    """Range = [min, max] over all batches: nothing that was seen is clipped."""
+    """Range = [min, max] over all samples: nothing that was seen is clipped."""
 
     name = "minmax"
+    doublings_per_halving: ClassVar[int] = 1
 
     def __init__(self) -> None:
-        self._ranges: dict[str, Range] = {}
+        self._extremes = Extremes()
 
-    def update(self, value: str, array: npt.NDArray[np.float32]) -> None:
+    def update(self, value: str, array: Values) -> None:
         """Widen the range of `value`."""
-        low, high = float(array.min()), float(array.max())
-        seen = self._ranges.get(value)
-        if seen is not None:
-            low, high = min(low, seen.low), max(high, seen.high)
-        self._ranges[value] = Range(low=low, high=high)
+        self._extremes.update(value, array)
 
     def ranges(self) -> Mapping[str, Range]:
         """The ranges so far."""
-        return dict(self._ranges)
+        return dict(self._extremes.seen)

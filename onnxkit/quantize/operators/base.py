@@ -1,4 +1,4 @@
-"""What every quantizable operator answers: is this node one, and how is it written with integers."""
+"""What every quantizable operator answers: is this node one, and how is it written in a format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from onnxkit.errors import InputError
 from onnxkit.quantize.activations import Activations, QuantizedActivation
-from onnxkit.quantize.blockwise import BlockStore
-from onnxkit.quantize.schemes import WeightGrids
-from onnxkit.quantize.weights import Grid, WeightStore
+from onnxkit.quantize.block_store import BlockStore
+from onnxkit.quantize.codebook import BlockedTensor, CodeBook
+from onnxkit.quantize.formats import Format, IntegerFormat, Plan, Way
+from onnxkit.quantize.weights import Rounder, WeightStore
 
 CONTRIB = "com.microsoft"
 
@@ -24,8 +25,14 @@ class Placement(TypedDict):
     """How a weight is quantized: the arguments of `WeightStore`."""
 
     axis: int
-    grid: Grid
+    format: IntegerFormat
     layer: str
+
+
+class Rounded(TypedDict):
+    """How its codes are found: a further argument of `WeightStore.codes`."""
+
+    rounder: Rounder | None
 
 
 Kind = Literal["linear", "embedding", "conv"]
@@ -40,12 +47,12 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """A node that can be computed with integers.
+    """A node that can be quantized.
 
     Attributes:
         node: of the float graph.
         kind: policies are about kinds, not operators.
-        weight: the float initializer that becomes int8.
+        weight: the float initializer that is quantized.
         channel_axis: the axis of `weight` that has one scale an entry.
         activation: the value whose range is needed (None: the operator only looks values up).
         result: a further value whose range a static scheme needs (None: its output stays float).
@@ -73,6 +80,11 @@ class Target:
         return dims(self.weight)[self.channel_axis]
 
     @property
+    def depth(self) -> int:
+        """Number of weights that share a channel."""
+        return self.parameters // max(1, self.channels)
+
+    @property
     def parameters(self) -> int:
         """Number of elements of the weight."""
         return math.prod(dims(self.weight))
@@ -80,30 +92,59 @@ class Target:
 
 @dataclasses.dataclass(kw_only=True)
 class Rewriting:
-    """What an operator needs to write its integer form into a graph.
+    """What an operator needs to write a target in its format into a graph.
 
-    `blocks` makes the weights of weight-only schemes, whose activations stay float; None for the others.
+    Attributes:
+        formats: what each target becomes.
+        activations: how the inputs of integer products become codes, by `IntegerFormat.activations`.
+        weights: makes the initializers of integer formats.
+        blocks: makes those of blocks.
+        book: finds the codes of both by what layers saw.
     """
 
     graph: ir.Graph
+    formats: Plan
+    activations: Mapping[str, Activations]
     weights: WeightStore
-    activations: Activations
-    grids: WeightGrids
-    blocks: BlockStore | None = None
+    blocks: BlockStore
+    book: CodeBook
+
+    def format_of(self, target: Target) -> Format:
+        """What the target becomes."""
+        return self.formats[target.name]
+
+    def integer(self, target: Target) -> IntegerFormat:
+        """The format of a target that computes with integers."""
+        found = self.formats[target.name]
+        if not isinstance(found, IntegerFormat):
+            raise ValueError(f"layer '{target.name}' is planned as {found.describe()}")
+        return found
+
+    def rounded(self, target: Target) -> Rounded:
+        """How the codes of an integer weight are found."""
+        return {"rounder": self.book.rounder(target.name, self.integer(target))}
+
+    def activations_of(self, target: Target) -> Activations:
+        """How the target's input becomes codes."""
+        return self.activations[self.integer(target).activations]
 
     def input_of(self, target: Target) -> QuantizedActivation:
         """The target's input as u8 codes, made before its node or by an earlier reader."""
-        value = target.node.inputs[0]  # not `target.activation`: an earlier rewriting may have replaced it
-        if value is None:
-            raise InputError(f"layer '{target.name}' reads no activation")
-        return self.activations.quantized(value, before=target.node, layer=target.name, graph=self.graph)
+        return self.activations_of(target).quantized(
+            input_of(target), before=target.node, layer=target.name, graph=self.graph
+        )
 
     def rows_of(self, target: Target) -> QuantizedActivation:
         """As `input_of`, with a factor for each row where the activations have one."""
-        value = target.node.inputs[0]
-        if value is None:
-            raise InputError(f"layer '{target.name}' reads no activation")
-        return self.activations.by_row(value, before=target.node, layer=target.name, graph=self.graph)
+        return self.activations_of(target).by_row(
+            input_of(target), before=target.node, layer=target.name, graph=self.graph
+        )
+
+    def dequantized_input_of(self, target: Target) -> ir.Value:
+        """The target's input, gone through its codes: float, for the float operator of a qdq pair."""
+        return self.activations_of(target).dequantized(
+            input_of(target), before=target.node, layer=target.name, graph=self.graph
+        )
 
     def insert(self, before: ir.Node, nodes: Iterable[ir.Node]) -> None:
         """Put nodes in front of `before`, with the file's opset imports kept complete."""
@@ -129,12 +170,37 @@ class Rewriting:
         self.graph.remove(old, safe=True)
 
 
+def blocked_tensor(target: Target) -> BlockedTensor:
+    """The target's weight, to be put in blocks. A tied head takes the table's codes, of no input's making."""
+    if target.weight.const_value is None:
+        raise InputError(f"the weight '{target.weight.name}' has no value in the file")
+    return BlockedTensor(
+        tensor=target.weight.const_value, name=str(target.weight.name),
+        turned=target.channel_axis == 0, layer=target.name,
+        seen=target.activation is not None and not target.tied,
+    )  # fmt: skip
+
+
+def input_of(target: Target) -> ir.Value:
+    """The activation that the target's node reads now."""
+    value = target.node.inputs[0]  # not `target.activation`: an earlier rewriting may have replaced it
+    if value is None:
+        raise InputError(f"layer '{target.name}' reads no activation")
+    return value
+
+
 class Operator(ABC):
-    """One quantizable operator. Stateless."""
+    """One quantizable operator. Stateless.
+
+    Attributes:
+        default_for: the ways of a scheme in which it is quantized unasked.
+        possible_for: those in which `--op-types` may ask for it.
+    """
 
     op_type: ClassVar[str]
     domain: ClassVar[str] = ""
-    default_for: ClassVar[frozenset[str]] = frozenset({"dynamic", "static"})
+    default_for: ClassVar[frozenset[Way]] = frozenset({"dynamic", "static", "blocks", "log"})
+    possible_for: ClassVar[frozenset[Way]] = frozenset({"dynamic", "static", "blocks", "log"})
 
     @abstractmethod
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
@@ -142,7 +208,7 @@ class Operator(ABC):
 
     @abstractmethod
     def rewrite(self, target: Target, context: Rewriting) -> None:
-        """Replace the target's node by its integer form. Weight errors are InputError."""
+        """Replace the target's node by its form in `context.formats`. Weight errors are InputError."""
 
 
 def node(

@@ -31,7 +31,8 @@ class Conv(Operator):
     """`Conv(x, W [M, C/group, ...], b [M])`."""
 
     op_type = "Conv"
-    default_for = frozenset({"static"})
+    default_for = frozenset({"static", "log"})
+    possible_for = frozenset({"dynamic", "static", "log"})
 
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """A target when kernel and bias are float32 constants."""
@@ -54,8 +55,9 @@ class Conv(Operator):
     def rewrite(self, target: Target, context: Rewriting) -> None:
         """Write the static or the dynamic form, as the activations are."""
         x = context.input_of(target)
-        if isinstance(context.activations, StaticActivations):
-            nodes = _static(target, context, x, context.activations)
+        activations = context.activations_of(target)
+        if isinstance(activations, StaticActivations):
+            nodes = _static(target, context, x, activations)
         else:
             nodes = _dynamic(target, context, x)
         context.replace(target.node, target.node.outputs[0], nodes, nodes[-1].outputs[0])
@@ -66,7 +68,7 @@ def _geometry(item: ir.Node) -> dict[str, object]:
 
 
 def _kernel(target: Target, context: Rewriting) -> tuple[ir.Value, ir.Value]:
-    place: Placement = {"axis": 0, "grid": context.grids.convolutions, "layer": target.name}
+    place: Placement = {"axis": 0, "format": context.integer(target), "layer": target.name}
     return context.weights.codes(target.weight, **place), context.weights.scales(target.weight, **place)
 
 

@@ -1,9 +1,6 @@
 """Matrix products with a constant right side: MatMul, Gemm, FusedMatMul.
 
-Integer form: u8 activation x s8 weight -> float in one operator, `com.microsoft.MatMulIntegerToFloat`, with
-a bias that follows folded in. The output stays float: quantizing it as well took a MiniLM from cosine 0.97
-to 0.84. Weight-only form: `com.microsoft.MatMulNBits`. Products of two activations (attention's own) are
-never touched.
+`products` writes them. Products of two activations (attention's own) are never touched.
 """
 
 from __future__ import annotations
@@ -13,18 +10,16 @@ import onnx_ir as ir
 from onnxkit.quantize.operators.base import (
     CONTRIB,
     Operator,
-    Placement,
     Refusal,
     Rewriting,
     Target,
     attribute,
     dims,
     float_initializer,
-    int8_zero,
     is_tied,
-    node,
     only_consumer,
 )
+from onnxkit.quantize.operators.products import product
 
 TWO_ACTIVATIONS = "both sides are activations"
 
@@ -33,7 +28,6 @@ class MatMul(Operator):
     """`MatMul(x, W)` with `W` [K, N], or `MatMul(x, Transpose(W))` with `W` [N, K]."""
 
     op_type = "MatMul"
-    default_for = frozenset({"dynamic", "static", "float"})
 
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """A target when the right side is a float32 matrix in the file."""
@@ -65,10 +59,9 @@ class MatMul(Operator):
         return following_bias(target)
 
     def rewrite(self, target: Target, context: Rewriting) -> None:
-        """Write MatMulIntegerToFloat over the shared quantized input, or MatMulNBits over the float one."""
+        """Write the product in the target's format."""
         bias, result = self.bias(target)
-        write = integer_matmul if context.blocks is None else blockwise_matmul
-        nodes = write(target, context, bias)
+        nodes = product(target, context, bias)
         context.replace(target.node, result, nodes, nodes[-1].outputs[0])
 
 
@@ -146,46 +139,3 @@ def following_bias(target: Target) -> tuple[ir.Value | None, ir.Value]:
     if other is None or not is_bias(other, target.channels):
         return None, result
     return other, add.outputs[0]
-
-
-def integer_matmul(target: Target, context: Rewriting, bias: ir.Value | None) -> list[ir.Node]:
-    """The nodes of u8 x s8 -> float for `target`; the last one's output is the result.
-
-    A weight stored as [N, K] is written transposed, unless a lookup reads it too: then one copy is stored
-    and a Transpose, which ONNX Runtime folds when it loads the file, stands before the product.
-    """
-    name, by_row = target.name, target.channel_axis == 0
-    place: Placement = {"axis": target.channel_axis, "grid": context.grids.products, "layer": name}
-    tied = by_row and target.tied
-    matrix = context.weights.codes(target.weight, turned=by_row and not tied, **place)
-    scales = context.weights.scales(target.weight, **place)
-    made: list[ir.Node] = []
-    if tied:
-        made.append(node("Transpose", [matrix], f"{name}/transpose_weight", attributes={"perm": [1, 0]}))
-        matrix = made[0].outputs[0]
-    x = context.rows_of(target)
-    inputs = [x.codes, matrix, x.scale, scales, x.zero_point, int8_zero(context, target.channels)]
-    if x.rows is None:
-        inputs += [] if bias is None else [bias]
-        return [*made, node("MatMulIntegerToFloat", inputs, name, domain=CONTRIB)]
-    product = node("MatMulIntegerToFloat", inputs, f"{name}/product", domain=CONTRIB)
-    made += [product, node("Mul", [product.outputs[0], x.rows], name)]
-    return made if bias is None else [*made, node("Add", [made[-1].outputs[0], bias], f"{name}/bias")]
-
-
-def blockwise_matmul(target: Target, context: Rewriting, bias: ir.Value | None) -> list[ir.Node]:
-    """MatMulNBits: float input, weights in blocks. A head tied to the embedding gets a copy of its own."""
-    store = context.blocks
-    if store is None:
-        raise ValueError("no blocks to write in")
-    weight = store.blocked(target.weight, turned=target.channel_axis == 0, layer=target.name)
-    inputs: list[ir.Value | None] = [target.node.inputs[0], weight.codes, weight.scales, weight.zero_points]
-    inputs += [None, bias]
-    while inputs[-1] is None:
-        inputs.pop()
-    attributes = {
-        "K": weight.depth, "N": weight.channels, "bits": store.blocks.bits, "block_size": store.blocks.size,
-    }  # fmt: skip
-    if store.blocks.accuracy_level:
-        attributes["accuracy_level"] = store.blocks.accuracy_level
-    return [node("MatMulNBits", inputs, target.name, domain=CONTRIB, attributes=attributes)]

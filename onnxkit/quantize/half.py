@@ -1,0 +1,208 @@
+"""The whole graph in float16 or bfloat16, but for what the samples show to need float32.
+
+Three reasons keep a node in float32: its values leave float16's range, a stored value of it does, or the
+outputs lose more than `LIMIT`. The last is searched for: layers first, then nodes. float16 is judged as if
+every kernel rounded its result (`graph.upcast`): ONNX Runtime's CPU computes it in float32 between casts and
+would show less. bfloat16 is judged by its weights, as `export` and `optimize` do; to round each result
+to its 8 bits moves the outputs of a deep model by half their size on random inputs, whatever stays float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxkit.errors import InputError
+from onnxkit.graph.files import save_model
+from onnxkit.graph.half_precision import LARGEST, overflowing, search_kept, stages, to_half
+from onnxkit.graph.upcast import half_to_fp32
+from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare_sessions, worst
+from onnxkit.progress import Progress
+from onnxkit.quantize.report import KeptLayer
+from onnxkit.runtime import RuntimeOptions, Session, open_session
+
+HalfName = Literal["fp16", "bf16"]
+Cases = Sequence[tuple[str, Mapping[str, np.ndarray[Any, Any]]]]
+
+LIMIT = TOLERANCES["bf16"]
+"""The largest difference over the largest output that half precision may make. SmolLM2 in float16, each
+result rounded, makes 0.012 on text and 0.038 on random inputs; what overflows or cancels makes far more."""
+
+MOST_CASES = 16
+"""Inputs that a trial runs at most: a search takes up to a dozen trials."""
+
+_TYPES: Mapping[HalfName, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_FULL: Mapping[HalfName, str] = {"fp16": "float16", "bf16": "bfloat16"}
+_NOT_ON_A_CPU: Mapping[HalfName, str] = {
+    "fp16": "float16 on a CPU is computed in float32 between casts: half the file, but no faster",
+    "bf16": "no CPU kernel takes bfloat16: the result runs on a GPU only; here it is checked as float32,"
+    " which it is cast to, and its speed is not measured",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HalfOutcome:
+    """One graph, converted.
+
+    Attributes:
+        model: in half precision; its weights are converted while it is saved.
+        converted: number of nodes that compute in half precision.
+        kept: nodes that stay float32 although their operator takes half precision, and why, in graph order.
+        lost: the largest difference over the largest output, judged as this file says.
+        output: where that is.
+    """
+
+    model: ir.Model
+    converted: int
+    kept: tuple[KeptLayer, ...]
+    lost: float
+    output: str
+
+
+def warn_of_cpu(dtype: HalfName, progress: Progress) -> None:
+    """Say once what half precision is on a CPU."""
+    progress.warn(_NOT_ON_A_CPU[dtype])
+
+
+def convert(
+    load: Callable[[], ir.Model],
+    dtype: HalfName,
+    cases: Cases,
+    scratch: Path,
+    *,
+    keep: Mapping[str, str],
+    component: str = "model",
+    runtime: RuntimeOptions,
+    progress: Progress,
+) -> HalfOutcome:
+    """Convert one graph, whose outputs keep within `LIMIT`.
+
+    Args:
+        load: gives the float32 graph, prepared; called once a trial.
+        cases: named inputs to judge on, float32; the first `MOST_CASES`.
+        scratch: a directory for trial files.
+        keep: names of nodes that stay float32 -> why.
+        component: for the report.
+        runtime: of the trials.
+
+    Raises:
+        InputError: a weight is NaN or infinite, or ONNX Runtime does not take the graph or the inputs.
+    """
+    model = load()
+    refuse_unusable(model)
+    reasons = dict(keep)
+    if dtype == "fp16":
+        found = overflowing(model, [feeds for _, feeds in cases[:MOST_CASES]], scratch)
+        limit = f"{LARGEST[ir.DataType.FLOAT16]:.0f}"
+        reasons = dict.fromkeys(found, f"its values come near float16's largest, {limit}") | reasons
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        trials = _Trials(load, dtype, cases[:MOST_CASES], Path(folder), reasons, runtime)
+        parts = stages(model)
+        del model
+        progress.note(f"looking for what {_FULL[dtype]} does not hold")
+        searched = _search(parts, trials)
+    loss = _loss(trials.seen[frozenset()], dtype)
+    reasons = dict.fromkeys(searched or (), loss) | reasons
+    if searched is None:
+        progress.warn(f"{component}: {loss}, and no less with everything in float32")
+    return _outcome(load(), dtype, reasons, component, trials.seen[frozenset(searched or ())])
+
+
+def refuse_unusable(model: ir.Model) -> None:
+    """Raise InputError for a weight that is NaN or infinite; 0 or 1 beside -inf is a stored mask."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point() or tensor.size < 2:
+            continue
+        array = tensor.numpy()
+        finite = np.isfinite(array)
+        if finite.all() or (not np.isnan(array).any() and np.isin(array[finite], (0.0, 1.0)).all()):
+            continue
+        readers = sorted({str(use.node.name) for use in value.uses()})
+        raise InputError(
+            f"cannot convert layer '{readers[0] if readers else 'unknown'}': a weight is NaN or infinite "
+            f"(tensor '{value.name}')"
+        )
+
+
+class _Trials:
+    """Writes variants with some nodes kept in float32, and says whether the outputs are near enough."""
+
+    def __init__(
+        self,
+        load: Callable[[], ir.Model],
+        dtype: HalfName,
+        cases: Cases,
+        folder: Path,
+        keep: Mapping[str, str],
+        runtime: RuntimeOptions,
+    ) -> None:
+        self._load, self._dtype, self._cases, self._folder = load, dtype, cases, folder
+        self._always, self._runtime = frozenset(keep), runtime
+        self._reference = self._open(load(), "float32.onnx")
+        self.seen: dict[frozenset[str], CaseAgreement] = {}
+
+    def passes(self, keep: Collection[str]) -> bool:
+        """Whether the outputs keep the tolerance with these nodes in float32; `seen` knows by how much."""
+        names = frozenset(keep)
+        if names not in self.seen:
+            model = self._load()
+            to_half(model, _TYPES[self._dtype], keep=self._always | names)
+            half_to_fp32(model, _TYPES[self._dtype], rounded=self._dtype == "fp16")
+            session = self._open(model, "trial.onnx")
+            self.seen[names] = worst(compare_sessions(self._reference, session, self._cases))
+        found = self.seen[names].agreement
+        return found.finite and found.relative <= LIMIT
+
+    def _open(self, model: ir.Model, name: str) -> Session:
+        path = self._folder / name
+        save_model(model, path)
+        return open_session(path, self._runtime)
+
+
+def _search(parts: Sequence[Sequence[str]], trials: _Trials) -> tuple[str, ...] | None:
+    """Few layers that must stay float32, then few nodes of them; None where that does not suffice."""
+    found = search_kept(parts, trials.passes)
+    if not found:
+        return found
+    return search_kept([[name] for name in found], trials.passes)
+
+
+def _loss(found: CaseAgreement, dtype: HalfName) -> str:
+    agreement = found.agreement
+    much = f"{agreement.relative:.1e} of its largest value" if agreement.finite else "its finiteness"
+    what = f"all in {_FULL[dtype]}, {found.output} loses {much} ({found.case})"
+    return f"{what}, more than {LIMIT:.0e}"
+
+
+def _outcome(
+    model: ir.Model,
+    dtype: HalfName,
+    reasons: Mapping[str, str],
+    component: str,
+    found: CaseAgreement,
+) -> HalfOutcome:
+    kinds = {str(node.name): node.op_type for node in model.graph}
+    result = to_half(model, _TYPES[dtype], keep=frozenset(reasons))
+    stored = f"{_FULL[dtype]} does not hold a value stored for it"
+    names = set(result.kept)
+    kept = tuple(
+        KeptLayer(name=name, op_type=kind, reason=reasons.get(name, stored), component=component)
+        for name, kind in kinds.items()
+        if name in names
+    )
+    return HalfOutcome(
+        model=model, converted=result.converted, kept=kept,
+        lost=found.agreement.relative, output=found.output,
+    )  # fmt: skip
+
+
+__all__ = [
+    "LIMIT", "MOST_CASES", "Cases", "HalfName", "HalfOutcome", "convert", "refuse_unusable", "warn_of_cpu",
+]  # fmt: skip

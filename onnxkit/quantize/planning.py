@@ -1,0 +1,120 @@
+"""The plan that a scheme begins with: a format for each target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxkit.graph.kv_cache import is_past
+from onnxkit.quantize.blocks import ALGORITHMS
+from onnxkit.quantize.formats import Algorithm, BlockFormat, Format, IntegerFormat, LogFormat, Plan
+from onnxkit.quantize.hardware import Hardware
+from onnxkit.quantize.operators import Target
+from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.quantize.schemes import Scheme
+from onnxkit.quantize.select import makes_output
+
+ROWS_FROM = 1 << 16
+"""Weights of a graph's products on average, from which on each token gets a scale of its own."""
+
+_LEAST_BLOCK = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Gives each target of one graph its format.
+
+    Attributes:
+        rows: whether each row of an activation gets a scale of its own (see `wants_rows`).
+        data: whether there is calibration data that says which weights matter.
+    """
+
+    scheme: Scheme
+    options: QuantizeOptions
+    hardware: Hardware
+    rows: bool = False
+    data: bool = False
+
+    def plan(self, targets: Sequence[Target]) -> Plan:
+        """A format for every target; the two readers of a tied table get the same one."""
+        return {target.name: self.format_of(target) for target in targets}
+
+    def format_of(self, target: Target) -> Format:
+        """The format of one target."""
+        match self.scheme.family:
+            case "integer":
+                return self._integer(target)
+            case "log":
+                return LogFormat(bits=4 if self.scheme.bits == 4 else 8, size=self.options.block_size or 32)
+            case _ if self._is_end(target):
+                return self.block_format(target, self._end_bits())
+            case _:
+                return self.block_format(target, 4 if self.scheme.bits == 4 else 8)
+
+    def block_formats(self, target: Target) -> tuple[Format, ...]:
+        """The formats that a mixed scheme may give a target, the smallest first."""
+        if self._is_end(target) and self.options.embeddings is not None:
+            return (self.block_format(target, self._end_bits()),)
+        return self.block_format(target, 4), self.block_format(target, 8)
+
+    def block_format(self, target: Target, bits: Literal[4, 8]) -> Format:
+        """Blocks of `bits`. A table that no block divides has int8 rows, a scale each."""
+        size = self.options.block_size or 32
+        if target.kind == "embedding" or target.tied:
+            while target.depth % size and size > _LEAST_BLOCK:
+                size //= 2
+            if target.depth % size and target.kind == "embedding":
+                return IntegerFormat(activations="dynamic")
+        options = self.options
+        symmetric = bits == 8 if options.symmetric is None else options.symmetric
+        level = 4 if options.accuracy_level is None else options.accuracy_level
+        return BlockFormat(
+            bits=bits, size=size, symmetric=symmetric, accuracy_level=level,
+            algorithm=self._algorithm(target, bits),
+        )  # fmt: skip
+
+    def _is_end(self, target: Target) -> bool:
+        """A table or an output head: nothing damps their errors."""
+        return target.kind == "embedding" or target.tied or makes_output(target.node.outputs[0])
+
+    def _end_bits(self) -> Literal[4, 8]:
+        """Bits of tables and output heads; tables are not asked for where they stay float."""
+        return 4 if self.options.embeddings == "int4" else 8
+
+    def _algorithm(self, target: Target, bits: int) -> Algorithm:
+        """What was asked for, or the best for what is known; a table's inputs are no activations.
+
+        8 bits are nearly exact as they are: rounded to nearest.
+        """
+        asked = self.options.algorithm
+        if asked is None:
+            asked = "rtn" if bits == 8 else "gptq" if self.data else "search"
+        looked_up = target.kind == "embedding" or target.tied
+        return "rtn" if looked_up and ALGORITHMS[asked].needs != "none" and asked != "search" else asked
+
+    def _integer(self, target: Target) -> IntegerFormat:
+        hardware, options = self.hardware, self.options
+        static = self.scheme.way == "static"
+        grid = hardware.convolutions if target.kind == "conv" else hardware.products
+        if target.kind == "embedding" and not target.tied:
+            grid = "full"
+        return IntegerFormat(
+            activations="static" if static else "rows" if self.rows else "dynamic",
+            grid=grid,
+            style="qdq" if options.format == "qdq" else "qoperator",
+            per_channel=options.per_channel,
+        )
+
+
+def wants_rows(model: ir.Model, targets: Sequence[Target]) -> bool:
+    """A scale for each token pays in graphs with a cache, where products are large: see `RowActivations`.
+
+    Its operators take about 5 µs a product; below `ROWS_FROM` weights that is more than int8 wins.
+    """
+    cached = any(is_past(value) for value in model.graph.inputs)
+    large = bool(targets) and sum(target.parameters for target in targets) >= ROWS_FROM * len(targets)
+    newer = model.graph.opset_imports.get("", 0) >= 18  # ReduceMax takes its axes as an input
+    return cached and large and newer

@@ -1,0 +1,135 @@
+"""int8-static from end to end where calibration matters: models that generate, the cache, bad samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxkit.errors import InputError
+from onnxkit.predictor import Predictor
+from onnxkit.progress import Progress
+from onnxkit.quantize import QuantizeOptions, quantize_model
+from onnxkit.quantize.calibrators import CALIBRATORS
+from tests.generating_models import TEMPLATE, language_model, translator
+from tests.quantize.graphs import ONE, mlp_dir, random
+
+TEXTS = ["the cat sat on the mat", "where is anna", "a good film in paris", "berlin, new york"]
+
+
+class Heard(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        """Keep it."""
+        self.warnings.append(text)
+
+
+def quantize(source: Path, out: Path, progress: Progress | None = None, **options):
+    wanted = {"scheme": "int8-static", "include": (".",), "measure": False, "threads": 1, **options}
+    return quantize_model(source, out, QuantizeOptions(**wanted), progress=progress)
+
+
+def samples(folder: Path, column: str = "text") -> Path:
+    path = folder / "c.jsonl"
+    path.write_text("".join(json.dumps({column: text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.mark.parametrize("make", [language_model, translator])
+@pytest.mark.parametrize("data", ["file", "random"])
+def test_models_that_generate_become_static(tmp_path, make, data):
+    source = make(tmp_path / "model")
+    calibration = samples(tmp_path) if data == "file" else "random"
+    report = quantize(source, tmp_path / "out", calibration=calibration, samples=4, smooth_quant="off")
+    assert report.calibration.samples == 4
+    assert ("random" in report.calibration.source) == (data == "random")
+    components = {"encoder", "decoder"} if make is translator else {"model"}
+    assert {layer.component for layer in report.quantized} == components
+    before, after = (
+        [record["text"] for record in Predictor(path, runtime=ONE)([{"text": TEXTS[0]}])]
+        for path in (source, tmp_path / "out")
+    )
+    assert before and after
+
+
+def test_chats_calibrate_through_the_template(tmp_path):
+    source = language_model(tmp_path / "model", template=TEMPLATE)
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    heard = Heard()
+    quantize(source, tmp_path / "out", heard, calibration=tmp_path / "c.jsonl", smooth_quant="off")
+    assert any("1 calibration sample is too few; about 32 would do" in text for text in heard.warnings)
+
+
+@pytest.fixture
+def tensors(tmp_path) -> Path:
+    np.savez(tmp_path / "c.npz", x=random(8, 5, 32))
+    return tmp_path / "c.npz"
+
+
+@pytest.mark.parametrize("calibrator", sorted(CALIBRATORS))
+def test_every_calibrator_makes_a_model(tmp_path, tensors, calibrator):
+    source = mlp_dir(tmp_path / "model")
+    report = quantize(source, tmp_path / "out", calibration=tensors, calibrator=calibrator)
+    assert report.calibration.method == calibrator
+    assert len(report.quantized) == 2
+
+
+def test_the_cache_spares_the_runs_and_gives_the_same(tmp_path, tensors):
+    source, cache = mlp_dir(tmp_path / "model"), tmp_path / "cache.json"
+    options = {"calibration": tensors, "calibration_cache": cache}
+    quantize(source, tmp_path / "one", **options)
+    heard = Heard()
+    quantize(source, tmp_path / "two", heard, **options)
+    assert any(str(cache) in note for note in heard.notes)
+    one, two = ((tmp_path / name / "model.onnx").read_bytes() for name in ("one", "two"))
+    assert one == two
+    with pytest.raises(InputError, match="of another model"):
+        quantize(mlp_dir(tmp_path / "other", seed=9), tmp_path / "three", **options)
+    with pytest.raises(InputError, match="--calibrator"):
+        quantize(source, tmp_path / "three", **options, calibrator="entropy")
+    np.savez(tensors, x=random(8, 5, 32, seed=1))
+    with pytest.raises(InputError, match="other calibration samples"):
+        quantize(source, tmp_path / "three", **options)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": random(0, 5, 32)}, "holds no samples"),
+        ({"x": random(2, 0, 32)}, "calibration sample 1 is empty"),
+        ({"x": np.full((2, 5, 32), np.nan, np.float32)}, "calibration sample 1 makes NaN"),
+        ({"y": random(2, 5, 32)}, "holds no columns|the model's inputs are|no 'x'|holds y"),
+        ({"x": random(2, 5, 31)}, "31"),
+    ],
+)
+def test_tensors_that_cannot_be_used_are_named(tmp_path, arrays, message):
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        quantize(mlp_dir(tmp_path / "model"), tmp_path / "out", calibration=tmp_path / "c.npz")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_constant_data_gives_the_right_result(tmp_path, value):
+    """Zeros say nothing of a scale: those layers stay float. Another constant is a range of its own."""
+    np.savez(tmp_path / "c.npz", x=np.full((4, 5, 32), value, np.float32))
+    source = mlp_dir(tmp_path / "model")
+    if value == 0.0:
+        report = quantize(source, tmp_path / "out", calibration=tmp_path / "c.npz", smooth_quant="off")
+        assert [layer.name for layer in report.quantized] == ["layer.down"]
+        assert ["was zero in every" in layer.reason for layer in report.kept] == [True]
+    else:
+        report = quantize(source, tmp_path / "out", calibration=tmp_path / "c.npz", smooth_quant="off")
+        assert len(report.quantized) == 2

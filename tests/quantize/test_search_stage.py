@@ -1,0 +1,99 @@
+"""The stage with limits, and the analysis: from a directory to what is published beside it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onnxkit.artifact import ModelDir
+from onnxkit.errors import GateFailed, InputError
+from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
+from tests.generating_models import language_model
+from tests.quantize.graphs import mlp_dir
+
+TEXT = "the cat sat on the mat.\nwhat a day, said the dog.\n"
+
+
+def options(**given) -> QuantizeOptions:
+    return QuantizeOptions(**{"include": (".",), "threads": 1, **given})
+
+
+def test_an_analysis_holds_no_model_and_may_be_replaced(tmp_path):
+    source, out = mlp_dir(tmp_path / "in"), tmp_path / "out"
+    report = analyze_model(source, out, options(scheme="int4-weight"))
+    assert {path.name for path in out.iterdir()} == {
+        "analysis.json", "sensitivity.svg", "exclude.txt", "onnxkit.json",
+    }  # fmt: skip
+    assert {layer.name for layer in report.layers} == {"layer.up", "layer.down"}
+    assert report.layers[0].noise >= report.layers[1].noise > 0.0 and report.whole.noise > 0.0
+    assert json.loads((out / "analysis.json").read_text())["result"]["scheme"] == "int4-weight"
+    with pytest.raises(InputError, match="holds no model: it is the output of 'quantize --analyze'"):
+        ModelDir.open(out)
+    analyze_model(source, out, options(scheme="int4-weight", overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_what_the_exclusion_file_names_stays_float(tmp_path):
+    source = mlp_dir(tmp_path / "in")
+    found = analyze_model(source, tmp_path / "layers", options(scheme="int4-weight"))
+    worst = found.layers[0].name
+    kept = quantize_model(
+        source, tmp_path / "out",
+        options(scheme="int4-weight", exclude_from=tmp_path / "layers/exclude.txt", measure=False),
+    )  # fmt: skip
+    assert [layer.proposed for layer in found.layers] == [True, False]
+    assert [layer.name for layer in kept.kept] == [worst]
+
+
+def test_a_limit_that_cannot_hold_publishes_nothing_and_reports_the_best(tmp_path):
+    source = mlp_dir(tmp_path / "in")
+    with pytest.raises(GateFailed) as caught:
+        quantize_model(source, tmp_path / "out", options(scheme="int4-weight", min_cosine=1.0))
+    report = caught.value.report
+    assert report.attempts and all(attempt.broken for attempt in report.attempts)
+    assert len(report.quantized) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_language_model_keeps_a_divergence(tmp_path):
+    source = language_model(tmp_path / "in")
+    (tmp_path / "eval.txt").write_text(TEXT)
+    given = {"scheme": "int8-dynamic", "eval": tmp_path / "eval.txt"}
+    free = quantize_model(source, tmp_path / "free", options(**given))
+    limit = free.measurement.divergence.kl_mean / 2
+    report = quantize_model(source, tmp_path / "out", options(**given, max_kl=limit))
+    assert report.measurement.divergence.kl_mean <= limit
+    assert report.attempts[0].broken and not all(attempt.broken for attempt in report.attempts)
+    assert len(report.quantized) < len(free.quantized)
+    assert report.measurement.metric.name == "perplexity"
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(tmp_path):
+    source, out = mlp_dir(tmp_path / "in"), tmp_path / "out"
+    command = [
+        sys.executable, "-m", "onnxkit", "quantize", str(source), str(out), "--scheme", "int4-weight",
+        "--include", ".", "--min-cosine", "1.0", "--threads", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline and not _journals(tmp_path):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if not _journals(tmp_path):
+        pytest.skip("the search was over before it was killed")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert "going on with" in done.stderr
+    assert not _journals(tmp_path)
+
+
+def _journals(folder: Path) -> list[Path]:
+    return list(folder.glob(".out.onnxkit-search-*.jsonl"))
