@@ -1,9 +1,9 @@
-"""The table of quantized language models in docs/benchmarks.md: quality, size and speed of one named file each.
+"""The table of quantized language models in docs/benchmarks.md: quality, size and speed of a file each.
 
-    python benchmarks/quantization_llm.py --build build/quantization-llm    # makes what is missing, measures it
-    python benchmarks/quantization_llm.py fp32=DIR int4=DIR --text eval.txt # any directories; the first is fp32
-    … --peer genai=genai:PYTHON:DIR --rounds 5 --out table.md               # decode against another runtime
-    … --rounds 0                                                            # no timing
+    python benchmarks/quantization_llm.py --build build/quantization-llm     # makes what is missing
+    python benchmarks/quantization_llm.py fp32=DIR int4=DIR --text eval.txt  # any; the first is fp32
+    … --peer genai=genai:PYTHON:DIR --rounds 5 --out table.md                # against another runtime
+    … --rounds 0                                                             # no timing
 
 `--build` downloads SmolLM2-135M and the texts (`llm_material.py`), exports and optimizes the model and
 quantizes it by every row of `RECIPES` through the command line; directories that exist are kept, so a second
@@ -184,11 +184,13 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
     lines = table("", "MB", "bits a weight", "perplexity", "KL", "KL 99.9 %", "KL max", "top-1", "seconds")
     for row in rows:
         found = row.divergence
-        lines.append(
-            f"| {row.name} | {row.size_bytes / 1e6:.1f} | {32 * row.size_bytes / rows[0].size_bytes:.2f} | "
-            f"{found.perplexity_after:.2f} | {found.kl_mean:.4f} | {found.kl_p999:.3f} | {found.kl_max:.2f} | "
-            f"{found.top1_agreement:.3f} | {'' if row.seconds is None else f'{row.seconds:.0f}'} |"
-        )
+        cells = (
+            row.name, f"{row.size_bytes / 1e6:.1f}", f"{32 * row.size_bytes / rows[0].size_bytes:.2f}",
+            f"{found.perplexity_after:.2f}", f"{found.kl_mean:.4f}", f"{found.kl_p999:.3f}",
+            f"{found.kl_max:.2f}", f"{found.top1_agreement:.3f}",
+            "" if row.seconds is None else f"{row.seconds:.0f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

@@ -43,7 +43,8 @@ def packed_parameters(
         found = _of_gguf(plan, model, loaded())
     else:
         streamed = StreamedWeights(checkpoint.weight_files, model, checkpoint.packing)
-        found = PackedParameters(weights=streamed.packed, floats={})
+        merged = dict.fromkeys(streamed.merged, "transformers merges it with others")
+        found = PackedParameters(weights=streamed.packed, floats=merged)
     if not found.weights:
         raise InputError(_nothing_to_keep(plan))
     ties = tied_names(model)

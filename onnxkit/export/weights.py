@@ -79,6 +79,7 @@ class StreamedWeights:
 
     Attributes:
         packed: the weights that are quantized (`packing`), by the model's name; `tensor` decodes them.
+        merged: the quantized ones that transformers would merge or split.
     """
 
     def __init__(self, files: Iterable[Path], model: PreTrainedModel, packing: Packing | None = None) -> None:
@@ -88,6 +89,7 @@ class StreamedWeights:
         expected = model.state_dict()
         self.complete = True
         self.packed: dict[str, PackedWeight] = {}
+        self.merged: list[str] = []
         self._tensors: dict[str, ir.TensorProtocol] = {}
         self._by_key: dict[str, ir.TensorProtocol] = {**safetensors_tensors(files)}
         quantized: Mapping[str, PackedWeight] = {}
@@ -103,6 +105,8 @@ class StreamedWeights:
                 self._tensors[name] = self._by_key[key]
                 if key in quantized:
                     self.packed[name] = quantized[key]
+            elif key in quantized:
+                self.merged.append(key)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything, decoded and read, under the checkpoint's own keys: what transformers can load."""

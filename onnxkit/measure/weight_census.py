@@ -123,12 +123,8 @@ def _is_parameter(tensor: onnx.TensorProto, uses: list[_Use]) -> bool:
     """Tell weights from scales, zero points, shapes and scalar constants."""
     if tensor.data_type not in _FLOAT | _SMALL_INTEGER or not tensor.dims:
         return False
-    return any(
-        use.slot not in WEIGHT_SLOTS[use.node.op_type].parameters
-        if use.node.op_type in WEIGHT_SLOTS
-        else True
-        for use in uses
-    )
+    slots = ((WEIGHT_SLOTS.get(use.node.op_type), use.slot) for use in uses)
+    return bool(uses) and not any(known is not None and slot in known.parameters for known, slot in slots)
 
 
 def _count_linear(tensor: onnx.TensorProto, use: _Use, scope: _Scope, seen: set[str], census: Census) -> None:

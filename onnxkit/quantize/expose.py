@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +13,8 @@ from onnxkit.errors import InputError
 from onnxkit.graph.kv_cache import is_optional, is_past, is_present
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 
+_MOST_INSIDE = 2_000_000_000  # bytes; a protobuf message holds 2 GiB
+
 
 def open_exposed(
     model: ir.Model, values: Collection[str], source: Path, scratch: Path, options: RuntimeOptions
@@ -21,21 +22,28 @@ def open_exposed(
     """Open a copy of the graph whose outputs are the named float values, and the cache where there is one.
 
     What leads to neither is left out, so that nobody computes logits that nobody reads. External weights
-    are linked into `scratch`, not loaded.
+    are read where they lie.
 
     Args:
         model: as loaded from the file `source`, perhaps changed in memory; it stays as it is.
         values: names of values that nodes make. Names of graph inputs are passed over.
         source: the ONNX file whose folder holds the external weights.
-        scratch: a folder of its own, on the same file system where possible.
+        scratch: a folder that need not exist, for more changed weights than a protobuf message holds.
         options: of the session.
     """
     made = exposed(model, frozenset(values))
+    if _inside_bytes(made) < _MOST_INSIDE:
+        return open_session(ir.to_proto(made).SerializeToString(), options, weights=source.parent)
     scratch.mkdir(parents=True, exist_ok=True)
-    link_weights(made, source, scratch)
     path = scratch / "exposed.onnx"
-    ir.save(made, path)
+    ir.save(made, path, external_data="exposed.data")
     return open_session(path, options)
+
+
+def _inside_bytes(model: ir.Model) -> int:
+    """Bytes of the weights that the file itself would hold."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(t.nbytes for t in tensors if t is not None and not isinstance(t, ir.ExternalTensor))
 
 
 def exposed(model: ir.Model, values: Collection[str]) -> ir.Model:
@@ -56,29 +64,16 @@ def exposed(model: ir.Model, values: Collection[str]) -> ir.Model:
     return copy
 
 
-def link_weights(model: ir.Model, source: Path, folder: Path, *, copy: bool = False) -> None:
-    """Bring the external data files that a model, loaded from the file `source`, still reads into a folder.
+def copy_weights(model: ir.Model, source: Path, folder: Path) -> None:
+    """Copy the external data files that a model, loaded from the file `source`, still reads into a folder.
 
-    Those that are there already stay. They are linked or, for a file that is to be read as a model of its own
-    (whose data must not have a second name), copied.
+    Those that are there already stay. They are not linked: a model whose data has a second name is refused.
     """
     for location in sorted(_locations(model)):
         place = folder / location
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not copy:
-            link_or_copy(source.parent / location, place)
-        elif not place.exists():
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.parent / location, place)
-
-
-def link_or_copy(source: Path, place: Path) -> None:
-    """Hard-link a file (ONNX Runtime reads those, but no symlinks), or copy it across file systems."""
-    if place.exists():
-        return
-    try:
-        os.link(source.resolve(), place)
-    except OSError:
-        shutil.copyfile(source, place)
 
 
 def _locations(model: ir.Model) -> set[str]:

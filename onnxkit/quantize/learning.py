@@ -15,7 +15,7 @@ from onnxkit.quantize.activations import Range
 from onnxkit.quantize.blocks import ALGORITHMS, awq_scales
 from onnxkit.quantize.calibration import calibrate, without_constants
 from onnxkit.quantize.calibration_cache import CachedCalibration, cache_key, read_cache, write_cache
-from onnxkit.quantize.calibrators import DEFAULT_CALIBRATOR
+from onnxkit.quantize.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
 from onnxkit.quantize.data import DataSet
 from onnxkit.quantize.folding import groups_of, scale_inputs
 from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
@@ -131,7 +131,7 @@ def _ranges(
     method = workshop.options.calibrator or DEFAULT_CALIBRATOR
     path, cached = workshop.options.calibration_cache, None
     if path is not None:
-        key = cache_key(workshop.model, data, {"--calibrator": method, **_choices(workshop)})
+        key = cache_key(workshop.model, data, _choices(workshop, method))
         cached = read_cache(path, key)
     if cached is None:
         ranges: dict[str, Mapping[str, Range]] = {}
@@ -157,10 +157,13 @@ def _ranges(
     return next(iter(facts.values()))
 
 
-def _choices(workshop: Workshop) -> dict[str, str | int | float | bool | None]:
-    """Options that decide which values have ranges, and what they are."""
+def _choices(workshop: Workshop, method: str) -> dict[str, str | int | float | bool | None]:
+    """Options that decide which values have ranges, and what they are; the calibrator's constants."""
     options = workshop.options
     lists = {name: ",".join(getattr(options, name)) for name in ("include", "exclude", "op_types")}
     smooth = options.smooth_quant
-    return {**{f"--{name.replace('_', '-')}": text or None for name, text in lists.items()},
-            "--smooth-quant": smooth}  # fmt: skip
+    constants = CALIBRATORS[method].parameters() if method in CALIBRATORS else {}
+    return {
+        "--calibrator": method, **constants, "--smooth-quant": smooth,
+        **{f"--{name.replace('_', '-')}": text or None for name, text in lists.items()},
+    }  # fmt: skip

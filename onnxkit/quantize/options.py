@@ -25,7 +25,7 @@ class QuantizeOptions:
         scheme: a key of `schemes.SCHEMES`.
         calibration: samples (text, table, folder of images), raw tensors (npz, folder of npz), or "random".
         calibration_cache: a file that the ranges found are kept in, and taken from the next time.
-        calibrator: how a range follows from what was seen (`calibrators.CALIBRATORS`); None: "minmax".
+        calibrator: how a range follows from what was seen (`calibrators.CALIBRATORS`); None: its default.
         samples: how many samples of the calibration set are used at most; what is kept out of it to
             measure on is not counted.
         max_length: tokens of a sample that are used at most; None: what the model takes.
@@ -35,6 +35,7 @@ class QuantizeOptions:
         smooth_quant: "auto" (alpha searched; the default with a calibration set), "off", or alpha.
         bias_correction: add back the mean of the error that a layer's output gets.
         algorithm: how the codes of blocks are found (`blocks.ALGORITHMS`); None: the best for the data.
+            Integer schemes take "rtn" (to the nearest) and "gptq" (the default with a calibration set).
         block_size: weights that share a scale; None: 32.
         symmetric: no zero points; None: with 8 bits only.
         accuracy_level: what a product of blocks computes in (`formats.BlockFormat`); None: 4, int8.
@@ -199,6 +200,8 @@ def _check_together(options: QuantizeOptions, scheme: Scheme) -> None:
         )
     if options.eval is not None and not options.measure:
         raise UsageError("--eval and --no-measure exclude one another")
+    if scheme.family == "integer" and options.algorithm not in (None, "rtn", "gptq"):
+        raise UsageError(f"--algorithm {options.algorithm}: {scheme.name} takes rtn or gptq")
     if scheme.family == "mixed" and options.bits_per_weight is None and not options.gated:
         raise UsageError("mixed needs a goal: --bits-per-weight, or a limit such as --max-drop or --max-kl")
     if options.calibration is None:

@@ -28,7 +28,7 @@ from onnxkit.runtime import RuntimeOptions, Session, TensorSpec, open_session
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 
-DECODE_STEPS = 4
+DECODE_STEPS = 2
 """Tokens of a sample that are decoded one by one. What a layer sees of them is what it would see in one go;
 the branches of a graph that only a step takes have to be seen, not often."""
 

@@ -54,7 +54,7 @@ _LAYERS = frozenset(
     }
 )  # fmt: skip
 _DATA = frozenset({"calibration", "samples", "max_length"})
-_INTEGER = _LAYERS | _DATA | {"per_channel", "smooth_quant", "bias_correction"}
+_INTEGER = _LAYERS | _DATA | {"per_channel", "smooth_quant", "bias_correction", "algorithm"}
 _BLOCKS = _LAYERS | _DATA | {"algorithm", "block_size", "symmetric", "accuracy_level", "embeddings"}
 _LOG = _LAYERS | {"block_size"}
 _HALF = _DATA | {"include"}

@@ -19,7 +19,7 @@ from onnxkit.graph.unpacking import divide
 from onnxkit.quantize.activations import Range
 from onnxkit.quantize.bias_correction import bias_shift, correct_biases
 from onnxkit.quantize.codebook import CodeBook
-from onnxkit.quantize.expose import link_weights
+from onnxkit.quantize.expose import copy_weights
 from onnxkit.quantize.formats import Format, IntegerFormat, Plan
 from onnxkit.quantize.hardware import Hardware, hardware_for
 from onnxkit.quantize.layer_error import decoded, layer_error, weight_rows
@@ -143,7 +143,7 @@ class Workshop:
             )  # fmt: skip
             path = folder / file
             if scratch:
-                link_weights(found.model, self.source(name), folder, copy=True)
+                copy_weights(found.model, self.source(name), folder)
             save_model(found.model, path, shared=shared, linked=scratch)
             written[name] = path
         return written

@@ -30,6 +30,8 @@ _LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 # How a provider says that it cannot start, as against a model that cannot be loaded.
 _START_FAILURES = ("CUDA failure", "CUDNN_STATUS", "CUDA error", "Please install")
 
@@ -144,12 +146,15 @@ class Session:
         return list(outputs)
 
 
-def open_session(model: Path | bytes, options: RuntimeOptions | None = None) -> Session:
+def open_session(
+    model: Path | bytes, options: RuntimeOptions | None = None, *, weights: Path | None = None
+) -> Session:
     """Load a model and make sure that it runs where it was asked to.
 
     Args:
-        model: an ONNX file, or its bytes (which cannot refer to external data).
+        model: an ONNX file, or its bytes.
         options: provider, threads, optimization level; the defaults of `RuntimeOptions`.
+        weights: the folder of the external data that bytes refer to; a file's is its own.
 
     Raises:
         UsageError: unknown provider or provider option, threads < 1.
@@ -168,6 +173,8 @@ def open_session(model: Path | bytes, options: RuntimeOptions | None = None) -> 
         raise InputError(f"{model}: {'a directory, not an ONNX file' if model.is_dir() else 'no such file'}")
     settings = session_options(ort, threads=threads.count, level=options.graph_optimization)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if weights is not None:
+        settings.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.resolve()))
     if options.profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile_prefix)

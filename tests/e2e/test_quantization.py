@@ -153,7 +153,8 @@ def test_an_analysis_and_its_exclusion_file(optimized: Artifact, tmp_path: Path)
         "quantize", optimized.path, out, "--analyze", "--eval", LANGID / "calibration.jsonl", "--json"
     )
     analysis = done.document["result"]
-    assert sorted(path.name for path in out.iterdir()) == ["analysis.json", "exclude.txt", "sensitivity.svg"]
+    assert {path.name for path in out.iterdir()} >= {"analysis.json", "exclude.txt", "sensitivity.svg"}
+    assert not list(out.glob("*.onnx*"))
     assert json.loads((out / "analysis.json").read_text())["result"] == analysis
     proposed = [each["name"] for each in analysis["layers"] if each["proposed"]]
     assert proposed
@@ -224,7 +225,7 @@ def test_tensors_that_hold_nan(
     shape = [1 if isinstance(size, str) else size for size in spec["shape"]]
     np.savez(tmp_path / "x.npz", **{spec["name"]: np.full(shape, np.nan, np.float32)})
     words = ("quantize", digits.path, untouched / "new", "--scheme", "int8-static", "--calibration")
-    fails(3, *words, tmp_path / "x.npz", says=["x.npz"])
+    fails(3, *words, tmp_path / "x.npz", says=["sample 1", "NaN"])
 
 
 def test_one_sample_is_enough_and_too_few_is_said(optimized: Artifact, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
 from onnxkit.export import ExportOptions, export_model
 from onnxkit.export.packed import by_block, in_blocks
@@ -216,12 +217,13 @@ def test_a_kept_model_goes_through_the_other_commands(tmp_path, level):
     assert set(before) == set(after) and len(after) == 7
     for name, weight in before.items():
         np.testing.assert_array_equal(after[name], weight)
-    assert {"cached-attention", "rms-norm"} <= set(report.graphs[0].lowered)
+    assert {"cached-attention", "rms-norm"} <= set(report.components[0].lowered)
     assert verify_model(tmp_path / "cpu").passed
-    share = inspect_model(tmp_path / "cpu").components[0].quantized
+    share = inspect_model(tmp_path / "kept").components[0].quantized
     assert share.layers == dict.fromkeys(before, 4)
     assert share.bits_per_weight == pytest.approx(4 + 16 / 32)
-    logits = [Engine.open(tmp_path / each, ONE).score([[1, 5, 9, 3, 7]])[0] for each in ("kept", "cpu")]
-    np.testing.assert_allclose(*logits, atol=(1e-4, 1e-2)[level // 4] * np.abs(logits[0]).max())
+    ids = np.array([1, 5, 9, 3, 7])
+    scores = [Engine.open(ModelDir.open(tmp_path / each), ONE).score(ids) for each in ("kept", "cpu")]
+    np.testing.assert_allclose(*scores, atol=(1e-4, 1e-2)[level // 4] * np.abs(scores[0]).max())
     with pytest.raises(InputError, match="already quantized"):
         quantize_model(tmp_path / "cpu", tmp_path / "again", QuantizeOptions(scheme="int8-weight"))

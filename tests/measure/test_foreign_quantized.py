@@ -37,7 +37,7 @@ def static(path: Path) -> None:
     _dequantized(model, lambda name, weight: _per_channel(model, name, weight))
     for node in [node for node in model.graph.node if node.op_type == "MatMul"]:
         value = node.input[0]
-        _add(model, "a.scale", np.array(0.05, np.float32))
+        _add(model, "a.scale", np.array(0.2, np.float32))
         _add(model, "a.zero", np.array(128, np.uint8))
         pair = [
             helper.make_node("QuantizeLinear", [value, "a.scale", "a.zero"], [f"{value}.q"]),

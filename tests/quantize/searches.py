@@ -16,7 +16,8 @@ INT8 = BlockFormat(bits=8, symmetric=True)
 def layer(name: str, *, parameters: int = 4096, component: str = "model", weight: str = "") -> Layer:
     """A layer of depth 64."""
     return Layer(
-        component=component, name=name, op_type="MatMul", weight=weight or name, parameters=parameters, depth=64
+        component=component, name=name, op_type="MatMul", weight=weight or name, parameters=parameters,
+        depth=64,
     )  # fmt: skip
 
 

@@ -24,7 +24,9 @@ def node(op: str, inputs: list[str], output: str, *, domain: str = "", **attribu
 W = random(8, 6)
 B = random(6, seed=1)
 GRAPHS: dict[str, tuple[list[Any], dict[str, Array], list[str]]] = {
-    "a bias that follows": ([node("MatMul", ["x", "w"], "d"), node("Add", ["b", "d"], "y")], {"w": W, "b": B}, ["MatMul", "Add"]),
+    "a bias that follows": (
+        [node("MatMul", ["x", "w"], "d"), node("Add", ["b", "d"], "y")], {"w": W, "b": B}, ["MatMul", "Add"],
+    ),
     "no bias": ([node("MatMul", ["x", "w"], "y")], {"w": W}, ["MatMul", "Add"]),
     "Gemm": ([node("Gemm", ["x", "w", "b"], "y")], {"w": W, "b": B}, ["Gemm"]),
     "Gemm without": ([node("Gemm", ["x", "w"], "y", transB=1)], {"w": W.T.copy()}, ["Gemm", "Add"]),

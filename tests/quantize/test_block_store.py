@@ -73,7 +73,8 @@ def test_stored_blocks_are_near_the_weights(depth, channels, size, bits, symmetr
 @pytest.mark.parametrize("depth", [40, 64])
 def test_the_product_is_that_of_the_stored_weight(bits, symmetric, depth):
     options = QuantizeOptions(
-        scheme=f"int{bits}-weight", algorithm="rtn", include=(".",), symmetric=symmetric, accuracy_level=1, block_size=16,
+        scheme=f"int{bits}-weight", algorithm="rtn", include=(".",), symmetric=symmetric,
+        accuracy_level=1, block_size=16,
         embeddings=f"int{bits}",
     )  # fmt: skip
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"),
@@ -107,7 +108,12 @@ def tied(head: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("head", ["Gemm", "MatMul"])
 def test_a_tied_head_multiplies_with_the_bytes_of_the_table(bits, symmetric, head):
     options = QuantizeOptions(
-        scheme="int4-weight", algorithm="rtn", embeddings=f"int{bits}", symmetric=symmetric, accuracy_level=1, include=(".",)
+        scheme="int4-weight",
+        algorithm="rtn",
+        embeddings=f"int{bits}",
+        symmetric=symmetric,
+        accuracy_level=1,
+        include=(".",),
     )
     made, selection = quantized(tied(head), options=options)
     assert [target.name for target in selection.targets] == ["embed", "head"]
@@ -129,7 +135,12 @@ def test_a_table_is_looked_up_as_it_is_stored(bits, symmetric, width, size):
     table = random(50, width)
     model = proto([node], {"table": table}, inputs={"ids": ["B", "S"]}, ids=True)
     options = QuantizeOptions(
-        scheme="int4-weight", algorithm="rtn", embeddings=f"int{bits}", symmetric=symmetric, include=(".",), block_size=32
+        scheme="int4-weight",
+        algorithm="rtn",
+        embeddings=f"int{bits}",
+        symmetric=symmetric,
+        include=(".",),
+        block_size=32,
     )
     made, _ = quantized(model, options=options)
     assert operators(made)[-1] == "GatherBlockQuantized"

@@ -179,12 +179,17 @@ def test_how_many_samples_would_do(samples, widening, enough):
     assert Collected(ranges={}, samples=samples, distinct=samples, widening=widening).enough == enough
 
 
-def test_external_weights_are_linked_not_loaded(tmp_path: Path):
+@pytest.mark.parametrize("inside", [2_000_000_000, 0])
+def test_external_weights_are_read_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: int
+):
+    monkeypatch.setattr("onnxkit.quantize.expose._MOST_INSIDE", inside)
     model = ir.from_proto(mlp())
     source = tmp_path / "source"
     source.mkdir()
     ir.save(model, source / "model.onnx", external_data="weights.bin", size_threshold_bytes=1024)
     loaded = ir.load(source / "model.onnx")
     session = open_exposed(loaded, ("r",), source / "model.onnx", tmp_path / "scratch", ONE)
-    assert (tmp_path / "scratch" / "weights.bin").samefile(source / "weights.bin")
+    assert (source / "weights.bin").stat().st_nlink == 1  # a model with linked data is refused as unsafe
+    assert (tmp_path / "scratch").exists() == (inside == 0)
     assert session.run({"x": random(1, 2, 32)})["r"].shape == (1, 2, 64)

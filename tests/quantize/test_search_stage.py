@@ -6,18 +6,34 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import GateFailed, InputError
+from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
 from tests.generating_models import language_model
 from tests.quantize.graphs import mlp_dir
 
 TEXT = "the cat sat on the mat.\nwhat a day, said the dog.\n"
+
+
+KILLED = """
+import os, signal, sys
+from onnxkit.quantize import QuantizeOptions, quantize_model
+from onnxkit.quantize.bench import Bench
+real, calls = Bench.measure, []
+def measure(*arguments):
+    calls.append(arguments)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+Bench.measure = measure
+options = QuantizeOptions(include=(".",), threads=1, scheme="int4-weight", min_cosine=1.0)
+quantize_model(*sys.argv[1:], options)
+"""
 
 
 def options(**given) -> QuantizeOptions:
@@ -74,25 +90,21 @@ def test_a_language_model_keeps_a_divergence(tmp_path):
     assert report.measurement.metric.name == "perplexity"
 
 
-@pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path):
     source, out = mlp_dir(tmp_path / "in"), tmp_path / "out"
-    command = [
-        sys.executable, "-m", "onnxkit", "quantize", str(source), str(out), "--scheme", "int4-weight",
-        "--include", ".", "--min-cosine", "1.0", "--threads", "1",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline and not _journals(tmp_path):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    if not _journals(tmp_path):
-        pytest.skip("the search was over before it was killed")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 7
-    assert "going on with" in done.stderr
-    assert not _journals(tmp_path)
+    done = subprocess.run([sys.executable, "-c", KILLED, source, out], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(_journals(tmp_path)) == 1
+    heard: list[str] = []
+
+    class Heard(Progress):
+        def note(self, text: str) -> None:
+            heard.append(text)
+
+    with pytest.raises(GateFailed):
+        quantize_model(source, out, options(scheme="int4-weight", min_cosine=1.0), progress=Heard())
+    assert "going on with 2 variants measured before" in heard
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nor what the killed run had staged
 
 
 def _journals(folder: Path) -> list[Path]:

@@ -9,9 +9,9 @@ from onnx import helper
 
 from onnxkit import machine
 from onnxkit.errors import InputError, UsageError
+from onnxkit.quantize.hardware import TARGETS, hardware_for, hardware_of
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.rewrite import prepare
-from onnxkit.quantize.hardware import TARGETS, hardware_for, hardware_of
 from onnxkit.quantize.schemes import SCHEMES, scheme_named
 from onnxkit.quantize.select import refuse_unsuitable, select
 from tests.quantize.graphs import mlp, proto, random
@@ -173,3 +173,10 @@ def test_an_exclusion_file_names_layers(tmp_path):
         chosen(mlp(), exclude_from=path)
     with pytest.raises(InputError, match="cannot be read"):
         chosen(mlp(), exclude_from=tmp_path / "none.txt")
+
+
+def test_logarithmic_codes_are_refused():
+    weights = {"onnxkit.log4.values": random(256, 2), "w": random(32, 32)}
+    model = proto([helper.make_node("MatMul", ["x", "w"], ["y"], name="n")], weights, inputs={"x": [1, 32]})
+    with pytest.raises(InputError, match=r"already quantized .*logarithmic codes"):
+        refuse_unsuitable(ir.from_proto(model), "model.onnx")

@@ -24,8 +24,8 @@ WIDTH = 32
 
 def statistics(x: Array) -> InputStatistics:
     return InputStatistics(
-        count=len(x), absmax=np.abs(x).max(axis=0), mean=x.mean(axis=0), mean_square=np.square(x).mean(axis=0),
-        hessian=x.T @ x / len(x), sample=x,
+        count=len(x), absmax=np.abs(x).max(axis=0), mean=x.mean(axis=0),
+        mean_square=np.square(x).mean(axis=0), hessian=x.T @ x / len(x), sample=x,
     )  # fmt: skip
 
 

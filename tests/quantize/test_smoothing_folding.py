@@ -67,7 +67,8 @@ def test_a_normalization_takes_the_division(op: str) -> None:
     inputs = ["x", "g", "b"] if op == "LayerNormalization" else ["x", "g"]
     model = layers(
         node(op, inputs, ["h"], epsilon=1e-5, axis=-1),
-        node("MatMul", ["h", "w"], ["q"]), node("MatMul", ["h", "v"], ["k"]), node("Concat", ["q", "k"], ["y"], axis=2),
+        node("MatMul", ["h", "w"], ["q"]), node("MatMul", ["h", "v"], ["k"]),
+        node("Concat", ["q", "k"], ["y"], axis=2),
         w=random(8, 6, seed=3), v=random(8, 4, seed=4), **{k: v for k, v in vectors.items() if k in inputs},
     )  # fmt: skip
     (group,) = check(model, 0, 2, 3, 8)
@@ -92,7 +93,7 @@ def test_a_normalization_that_is_an_output_keeps_it_as_it_is() -> None:
 
 def test_skip_rms_norm_scales_its_first_output_only() -> None:
     model = layers(
-        node("SkipSimplifiedLayerNormalization", ["x", "x", "g"], ["h", "", "", "s"], domain=MS, epsilon=1e-5),
+        node("SkipSimplifiedLayerNormalization", ["x", "x", "g"], ["h", "", "", "s"], domain=MS),
         node("MatMul", ["h", "w"], ["d"]), node("Add", ["d", "s"], ["y"]),
         g=random(8), w=random(8, 8, seed=1),
     )  # fmt: skip
@@ -119,7 +120,8 @@ def test_a_norm_of_primitives_takes_it_in_its_weight() -> None:
 def test_a_gate_lets_it_through_to_the_other_side() -> None:
     model = layers(
         node("MatMul", ["x", "gw"], ["g"]), node("Sigmoid", ["g"], ["s"]), node("Mul", ["g", "s"], ["silu"]),
-        node("MatMul", ["x", "uw"], ["u"]), node("Mul", ["silu", "u"], ["h"]), node("MatMul", ["h", "dw"], ["y"]),
+        node("MatMul", ["x", "uw"], ["u"]), node("Mul", ["silu", "u"], ["h"]),
+        node("MatMul", ["h", "dw"], ["y"]),
         gw=random(8, 12), uw=random(8, 12, seed=1), dw=random(12, 8, seed=2),
     )  # fmt: skip
     groups = check(model, 1, 2, 3, 8)  # the Mul is x's
@@ -128,7 +130,8 @@ def test_a_gate_lets_it_through_to_the_other_side() -> None:
 
 def test_a_square_is_not_a_gate() -> None:
     model = layers(
-        node("MatMul", ["x", "uw"], ["u"]), node("Mul", ["u", "u"], ["h"]), node("MatMul", ["h", "dw"], ["y"]),
+        node("MatMul", ["x", "uw"], ["u"]), node("Mul", ["u", "u"], ["h"]),
+        node("MatMul", ["h", "dw"], ["y"]),
         uw=random(8, 12, seed=1), dw=random(12, 8, seed=2),
     )  # fmt: skip
     check(model, 2, 2, 3, 8)
@@ -138,8 +141,9 @@ def test_gemms_behind_reshapes_with_transposed_weights_share_one_division() -> N
     model = layers(
         node("LayerNormalization", ["x", "g"], ["h"]),
         node("Reshape", ["h", "flat"], ["h1"]), node("Gemm", ["h1", "w", "c"], ["q"], transB=1),
-        node("Reshape", ["h", "flat"], ["h2"]), node("Gemm", ["h2", "v"], ["k"]), node("Add", ["q", "k"], ["y"]),
-        g=random(8), flat=ints(-1, 8), w=random(6, 8, seed=1), c=random(6, seed=2), v=random(8, 6, seed=3),
+        node("Reshape", ["h", "flat"], ["h2"]), node("Gemm", ["h2", "v"], ["k"]),
+        node("Add", ["q", "k"], ["y"]), g=random(8), flat=ints(-1, 8), w=random(6, 8, seed=1),
+        c=random(6, seed=2), v=random(8, 6, seed=3),
     )  # fmt: skip
     (group,) = check(model, 0, 2, 3, 8)
     assert len(group.targets) == 2
@@ -148,8 +152,8 @@ def test_gemms_behind_reshapes_with_transposed_weights_share_one_division() -> N
 def test_tied_weights_are_left_alone() -> None:
     ids = helper.make_node("Gather", ["w", "ids"], ["e"], name="table")
     model = layers(
-        ids, node("LayerNormalization", ["x", "g"], ["h"]), node("Gemm", ["h1", "w"], ["d"], transB=1),
-        g=random(8), w=random(5, 8, seed=1), ids=ints(0),
+        ids, node("LayerNormalization", ["x", "g"], ["h"]),
+        node("Gemm", ["h1", "w"], ["d"], transB=1), g=random(8), w=random(5, 8, seed=1), ids=ints(0),
     )  # fmt: skip
     model.graph.node.insert(2, node("Reshape", ["h", "flat"], ["h1"]))
     model.graph.initializer.append(onnx.numpy_helper.from_array(ints(-1, 8), "flat"))
@@ -161,7 +165,8 @@ def test_tied_weights_are_left_alone() -> None:
 def test_a_layer_with_a_tied_neighbour_gets_a_mul_of_its_own() -> None:
     model = layers(
         node("LayerNormalization", ["x", "g"], ["h"]), node("MatMul", ["h", "w"], ["q"]),
-        node("MatMul", ["h", "v"], ["k"]), node("MatMul", ["k", "v"], ["k2"]), node("Add", ["q", "k2"], ["y"]),
+        node("MatMul", ["h", "v"], ["k"]), node("MatMul", ["k", "v"], ["k2"]),
+        node("Add", ["q", "k2"], ["y"]),
         g=random(8), w=random(8, 8, seed=1), v=random(8, 8, seed=2),
     )  # fmt: skip
     groups = check(model, 1, 2, 3, 8)
@@ -186,7 +191,8 @@ def attention(packed: bool, heads: int = 2, width: int = 8) -> onnx.ModelProto:
             *(node("Transpose", [f"{n}2"], [n], perm=[0, 2, 1, 3]) for n in "qkv"),
         ]  # fmt: skip
     weights = {
-        "w": random(width, 3 * width, seed=1), "b": random(3 * width, seed=2), "o": random(width, width, seed=3),
+        "w": random(width, 3 * width, seed=1), "b": random(3 * width, seed=2),
+        "o": random(width, width, seed=3),
         "five": ints(0, 0, 3, heads, half), "four": ints(0, 0, heads, half), "flat": ints(0, 0, width),
         "parts": ints(width, width, width), "first": ints(0),
     }  # fmt: skip
@@ -217,7 +223,8 @@ def test_a_packed_attention_operator_takes_it_in_its_last_columns() -> None:
 
 def test_values_that_several_heads_share_have_one_factor() -> None:
     model = layers(
-        node("MatMul", ["x", "wq"], ["q"]), node("MatMul", ["x", "wk"], ["k"]), node("MatMul", ["x", "wv"], ["v"]),
+        node("MatMul", ["x", "wq"], ["q"]), node("MatMul", ["x", "wk"], ["k"]),
+        node("MatMul", ["x", "wv"], ["v"]),
         node("GroupQueryAttention", ["q", "k", "v", "", "", "last", "total"], ["c"], domain=MS, num_heads=4,
              kv_num_heads=2),
         node("MatMul", ["c", "o"], ["y"]),

@@ -77,7 +77,8 @@ def _apart(target: Target, context: Rewriting) -> list[ir.Node]:
     """The projection as a product in the target's format, and `MultiHeadAttention` over its three parts."""
     name, old = target.name, target.node
     nodes = product(target, context, _input(old, _BIAS))
-    nodes[-1].name = f"{name}/projection"
+    for item in nodes:  # the attention takes the name
+        item.name = f"{name}/projection" if item.name == name else item.name
     sizes = list(attribute(old, "qkv_hidden_sizes", None) or [target.channels // 3] * 3)
     parts = context.weights.constant(
         "onnxkit.split." + "_".join(map(str, sizes)), np.asarray(sizes, dtype=np.int64)

@@ -264,6 +264,22 @@ def int8_zero(context: Rewriting, channels: int) -> ir.Value:
     return context.weights.constant(f"onnxkit.zero_point.{channels}", np.zeros(channels, dtype=np.int8))
 
 
+def int32_bias(
+    target: Target, context: Rewriting, bias: ir.Value, scales: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Codes (int32) and scales (float32) of a bias, `[N]` each: scale = activation's scale * weight's scale.
+
+    Source: ONNX QLinearConv. Calibrated activations only: `input_of` their range is a constant.
+    """
+    product = array(context.input_of(target).scale).astype(np.float64) * array(scales)
+    codes = np.clip(np.rint(array(bias) / product), -(2**30), 2**30).astype(np.int32)
+    constant = context.weights.constant
+    return (
+        constant(f"{target.name}.bias.int32", codes),
+        constant(f"{target.name}.bias.scale", product.astype(np.float32)),
+    )
+
+
 def is_tied(weight: ir.Value) -> bool:
     """Whether both a lookup and a matrix product read the weight (a tied output head)."""
     readers = {use.node.op_type for use in weight.uses()}

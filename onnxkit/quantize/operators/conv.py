@@ -7,7 +7,6 @@ it must be asked for (`--op-types Conv`).
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxkit.quantize.activations import QuantizedActivation, StaticActivations
@@ -21,6 +20,7 @@ from onnxkit.quantize.operators.base import (
     dims,
     float_initializer,
     int8_zero,
+    int32_bias,
     node,
 )
 
@@ -54,12 +54,13 @@ class Conv(Operator):
 
     def rewrite(self, target: Target, context: Rewriting) -> None:
         """Write the static or the dynamic form, as the activations are."""
-        x = context.input_of(target)
         activations = context.activations_of(target)
-        if isinstance(activations, StaticActivations):
-            nodes = _static(target, context, x, activations)
+        if not isinstance(activations, StaticActivations):
+            nodes = _dynamic(target, context, context.input_of(target))
+        elif context.integer(target).style == "qdq":
+            nodes = _qdq(target, context, activations)
         else:
-            nodes = _dynamic(target, context, x)
+            nodes = _static(target, context, context.input_of(target), activations)
         context.replace(target.node, target.node.outputs[0], nodes, nodes[-1].outputs[0])
 
 
@@ -90,11 +91,27 @@ def _static(
         y_zero,
     ]
     if len(old.inputs) > 2 and old.inputs[2] is not None:
-        product = array(x.scale).astype(np.float64) * array(scales)
-        bias = np.clip(np.rint(array(old.inputs[2]) / product), -(2**30), 2**30)
-        inputs.append(context.weights.constant(f"{name}.bias.int32", bias.astype(np.int32)))
+        inputs.append(int32_bias(target, context, old.inputs[2], scales)[0])
     conv = node("QLinearConv", inputs, name, attributes=_geometry(old))
     return [conv, node("DequantizeLinear", [conv.outputs[0], y_scale, y_zero], f"{name}/dequantize")]
+
+
+def _qdq(target: Target, context: Rewriting, activations: StaticActivations) -> list[ir.Node]:
+    """Conv over dequantized sides, its output quantized and dequantized again: standard operators."""
+    name, old = target.name, target.node
+    kernel, scales = _kernel(target, context)
+    inputs = [kernel, scales, int8_zero(context, target.channels)]
+    weight = node("DequantizeLinear", inputs, f"{name}/weight", attributes={"axis": 0})
+    made, sides = [weight], [context.dequantized_input_of(target), weight.outputs[0]]
+    if len(old.inputs) > 2 and old.inputs[2] is not None:
+        codes, scale = int32_bias(target, context, old.inputs[2], scales)
+        made.append(node("DequantizeLinear", [codes, scale], f"{name}/bias", attributes={"axis": 0}))
+        sides.append(made[-1].outputs[0])
+    conv = node("Conv", sides, name, attributes=_geometry(old))
+    y_scale, y_zero = activations.constants(old.outputs[0], layer=name, graph=context.graph)
+    rounded = node("QuantizeLinear", [conv.outputs[0], y_scale, y_zero], f"{name}/quantize")
+    last = node("DequantizeLinear", [rounded.outputs[0], y_scale, y_zero], f"{name}/dequantize")
+    return [*made, conv, rounded, last]
 
 
 def _dynamic(target: Target, context: Rewriting, x: QuantizedActivation) -> list[ir.Node]:

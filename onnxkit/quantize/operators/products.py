@@ -20,6 +20,7 @@ from onnxkit.quantize.operators.base import (
     blocked_tensor,
     input_of,
     int8_zero,
+    int32_bias,
     node,
 )
 
@@ -72,6 +73,11 @@ def qdq_matmul(target: Target, context: Rewriting, bias: ir.Value | None) -> lis
     inputs = [matrix, context.weights.scales(target.weight, **place), int8_zero(context, target.channels)]
     weight = node("DequantizeLinear", inputs, f"{name}/weight", attributes={"axis": 1})
     x = context.dequantized_input_of(target)
+    if bias is not None and target.node.op_type == "Gemm":
+        # ONNX Runtime makes a Gemm of a matrix's MatMul and Add, and fuses that only over a bias in integers.
+        codes, scale = int32_bias(target, context, bias, inputs[1])
+        addend = node("DequantizeLinear", [codes, scale], f"{name}/bias", attributes={"axis": 0})
+        return [weight, addend, node("Gemm", [x, weight.outputs[0], addend.outputs[0]], name)]
     made = [weight, node("MatMul", [x, weight.outputs[0]], name)]
     return made if bias is None else [*made, node("Add", [made[-1].outputs[0], bias], f"{name}/bias")]
 
