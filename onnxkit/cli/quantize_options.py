@@ -16,7 +16,7 @@ SCHEMES = (
 )  # fmt: skip
 FORMATS = ("qoperator", "qdq")
 CALIBRATORS = ("minmax", "moving-average", "percentile", "entropy", "mse")
-DEFAULT_CALIBRATOR = "percentile"
+DEFAULT_CALIBRATOR = "moving-average"
 ALGORITHMS = ("rtn", "search", "k-quant", "hqq", "gptq", "awq")
 EMBEDDINGS = ("keep", "int8", "int4")
 TARGETS = ("avx2", "avx512-vnni", "arm64", "cuda")

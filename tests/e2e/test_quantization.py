@@ -183,7 +183,7 @@ def test_an_analysis_and_its_exclusion_file(optimized: Artifact, tmp_path: Path)
         (["--scheme", "int8-dynamic", "--format", "qdq"], ["--format", "int8-static"]),
         (["--scheme", "int4-weight", "--smooth-quant", "0.5"], ["--smooth-quant"]),
         (["--scheme", "int8-dynamic", "--algorithm", "hqq"], ["--algorithm"]),
-        (["--scheme", "fp16", "--include", "x"], ["--include", "fp16"]),
+        (["--scheme", "fp16", "--block-size", "32"], ["--block-size", "fp16"]),
         (["--scheme", "int4-weight", "--block-size", "48"], ["--block-size", "48"]),
         (["--scheme", "int4-weight", "--algorithm", "gptq"], ["gptq", "--calibration"]),
         (["--scheme", "mixed"], ["--bits-per-weight"]),
