@@ -11,7 +11,7 @@ from onnxkit.cli import figures, options
 from onnxkit.cli import quantize_options as own
 from onnxkit.cli.console import Column, Console
 from onnxkit.cli.settings import given, invocation, named
-from onnxkit.errors import GateFailed
+from onnxkit.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
     from onnxkit.measure.divergence import Divergence
@@ -143,7 +143,9 @@ def _analyze(ctx: typer.Context, source: Path, out: Path, settings: QuantizeOpti
 
 
 def _check(ctx: typer.Context, calibration: str | None, evaluation: Path | None) -> None:
-    """Refuse options that would have no effect whatever the scheme."""
+    """Refuse options that would have no effect whatever the scheme, and a path that names nothing."""
+    if calibration is not None and not calibration.strip():
+        raise UsageError(f"{named(ctx, 'calibration')}: the path is empty")
     for name in ("samples", "max_length"):
         options.reject(
             given(ctx, name) and calibration is None and (name == "samples" or evaluation is None),
@@ -217,8 +219,9 @@ def _show_formats(console: Console, quantized: tuple[QuantizedLayer, ...]) -> No
     titles = ("layers", "weights", "bits a weight")
     rows = []
     for format, layers in groups.items():
-        weights = sum(layer.parameters for layer in layers)
-        bits = sum(layer.bits_per_weight * layer.parameters for layer in layers) / max(1, weights)
+        stored = [layer for layer in layers if layer.shares is None]
+        weights = sum(layer.parameters for layer in stored)
+        bits = sum(layer.bits_per_weight * layer.parameters for layer in stored) / max(1, weights)
         rows.append((str(len(layers)), f"{weights:,}", f"{bits:.2f}", format))
     console.table([*(Column(title, number=True) for title in titles), Column("format", wide=True)], rows)
 

@@ -11,6 +11,7 @@ purchases, and at most one of them worse elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from onnxkit.errors import UsageError
@@ -138,8 +139,9 @@ def within_budget(items: Sequence[Item], bits_per_weight: float) -> dict[Unit, C
     spent = sum(item.choices[0].bits * item.unit.parameters for item in items)
     budget = bits_per_weight * weights * (1.0 + 1e-12)
     if spent > budget:
+        least = math.ceil(100.0 * spent / weights) / 100.0
         raise UsageError(
-            f"--bits-per-weight {bits_per_weight:g}: the smallest formats need {spent / weights:.2f} already"
+            f"--bits-per-weight {bits_per_weight:g}: the smallest formats need {least:.2f} already"
         )
     ranks = dict.fromkeys((item.unit for item in items), 0)
     for each in purchases(items):

@@ -99,7 +99,7 @@ class CodeBook:
     """Finds the codes of a graph's weights.
 
     Attributes:
-        statistics: target name -> what its input looks like; empty without calibration data.
+        statistics: target name -> what its input looks like, by calibration data or by the graph (`prior`).
     """
 
     def __init__(
@@ -112,6 +112,11 @@ class CodeBook:
         self._budget = budget_bytes
         self._rounder: tuple[object, Rounder] | None = None
         self._kept: OrderedDict[tuple[str, bool, BlockFormat], PackedBlocks] = OrderedDict()
+
+    @property
+    def seen(self) -> bool:
+        """Whether the statistics are of calibration data."""
+        return any(each.count for each in self.statistics.values())
 
     def packed(self, weight: BlockedTensor, blocks: BlockFormat) -> PackedBlocks:
         """Return the codes of a weight; those of the latest ones are remembered.

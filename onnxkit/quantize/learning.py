@@ -21,6 +21,7 @@ from onnxkit.quantize.folding import groups_of, scale_inputs
 from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
 from onnxkit.quantize.layer_error import weight_rows
 from onnxkit.quantize.operators import Target
+from onnxkit.quantize.prior import prior_statistics
 from onnxkit.quantize.report import Calibration
 from onnxkit.quantize.runs import Graph
 from onnxkit.quantize.select import Selection
@@ -81,6 +82,19 @@ def _statistics(
         source=data.source, samples=len(data.samples), available=data.total, method="statistics",
         distinct=None, widening=None, seconds=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def assume(workshop: Workshop, progress: Progress) -> None:
+    """Without a calibration set: let codes be found by what the graph says of the layers' inputs."""
+    plans = workshop.plans(data=False)
+    for component, plan in plans.items():
+        if "importance" not in map(_need, plan.values()):
+            continue
+        graph = workshop.graph(component)
+        found = prior_statistics(graph.model, graph.targets)
+        workshop.take_statistics(component, found)
+        weighted = [name for name in workshop.books[component].statistics if _need(plan[name]) != "none"]
+        progress.note(f"no calibration set: {len(weighted)} layers weighted by norms' gains and weights")
 
 
 def _scales(format: Format) -> bool:

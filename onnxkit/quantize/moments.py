@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,3 +117,40 @@ def normalized(value: Moments, *, centered: bool, epsilon: float) -> Moments:
     left = value.map(lambda points: points - value.averaged().points) if centered else value
     size = np.sqrt(left.square.mean() + epsilon)
     return left.map(lambda points: points / size)
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(_erf_of(x), np.float64)
+
+
+_erf_of: Any = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x))."""
+    found: Array = 0.5 + 0.5 * np.tanh(0.5 * x)
+    return found
+
+
+def gelu(x: Array) -> Array:
+    """By its approximation with tanh, which is within 0.001."""
+    found: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return found
+
+
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "Relu": lambda x: np.maximum(x, 0),
+    "Gelu": gelu,
+    "Sigmoid": sigmoid,
+    "Tanh": np.tanh,
+    "Erf": _erf,
+    "Softplus": lambda x: np.logaddexp(0, x),
+    "Mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "Sqrt": np.sqrt,
+    "Reciprocal": lambda x: 1 / x,
+    "Exp": np.exp,
+    "Neg": np.negative,
+    "Abs": np.abs,
+}
+"""ONNX operators that are a function of each element."""

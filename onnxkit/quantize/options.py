@@ -150,9 +150,9 @@ def checked(options: QuantizeOptions, *, analyze: bool = False) -> Scheme:
             raise UsageError(_does_not_apply(field.name, scheme.name, takers))
         _check_value(field.name, value)
     _check_smoothing(options.smooth_quant)
-    _check_together(options, scheme)
     if analyze:
         _check_analysis(options, scheme)
+    _check_together(options, scheme)
     return scheme
 
 
@@ -200,6 +200,8 @@ def _check_together(options: QuantizeOptions, scheme: Scheme) -> None:
         )
     if options.eval is not None and not options.measure:
         raise UsageError("--eval and --no-measure exclude one another")
+    if options.gated and not options.measure:
+        raise UsageError("a limit is measured: leave --no-measure away")
     if scheme.family == "integer" and options.algorithm not in (None, "rtn", "gptq"):
         raise UsageError(f"--algorithm {options.algorithm}: {scheme.name} takes rtn or gptq")
     if scheme.family == "mixed" and options.bits_per_weight is None and not options.gated:
@@ -217,6 +219,10 @@ def _check_together(options: QuantizeOptions, scheme: Scheme) -> None:
 def _check_analysis(options: QuantizeOptions, scheme: Scheme) -> None:
     if options.gated:
         raise UsageError("--analyze measures layers and quantizes nothing: a limit does not apply to it")
+    if options.genai_config:
+        raise UsageError("--analyze writes no model: leave --genai-config away")
+    if not options.measure:
+        raise UsageError("--analyze and --no-measure exclude one another")
     if scheme.way is None:
         raise UsageError(f"--analyze does not apply to {scheme.name}, which changes the whole graph")
     if scheme.family == "mixed":

@@ -121,13 +121,12 @@ class Planner:
         )
 
     def _learns_rounding(self, target: Target) -> bool:
-        """Whether GPTQ rounds an int8 weight: MiniLM's cosine 0.9965 -> 0.9972 (static 0.9979 -> 0.9982).
+        """Whether GPTQ rounds an int8 weight: MiniLM's cosine 0.9969 -> 0.9976 (static 0.9975 -> 0.9983).
 
-        With a scale for each token it wins nothing (SmolLM2-135M: KL 0.0213 -> 0.0236) and takes a minute:
-        there it must be asked for (`algorithm`).
+        SmolLM2-135M, with a scale for each token: KL 0.0203 -> 0.0185. It takes minutes for a Hessian of each
+        layer's input; `algorithm` rtn does without.
         """
-        asked = self.options.algorithm
-        wanted = asked == "gptq" or (asked is None and not self.rows)
+        wanted = self.options.algorithm in (None, "gptq")
         return wanted and self.data and target.kind == "linear" and not target.tied
 
 

@@ -1,16 +1,16 @@
 """How large each input channel of a layer is, from the graph alone: what stands for calibration data.
 
 The gain of the normalization in front of a layer says it of the channels that the layer reads, weights say
-it of a product's, and so on through attention, gates and activations (`moments`). On SmolLM2-135M at 4 bits
-a search weighted by it makes a KL divergence of 0.19 where an unweighted one makes 0.24.
+it of a product's, tables and what is added to them of the residual stream's, and so on through attention,
+gates and activations (`moments`). On SmolLM2-135M at 4 bits a search weighted by it makes a KL divergence of
+0.159 where an unweighted one makes 0.251; MiniLM's cosine goes from 0.975 to 0.977. The gains alone, as if
+the residual stream's channels were alike, win nothing (0.252).
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,18 @@ import onnx_ir as ir
 
 from onnxkit.graph.edit import small_array
 from onnxkit.quantize.layouts import MOVES, SELECTORS, moved, node_input, selected, target_shape
-from onnxkit.quantize.moments import Array, Moments, combined, constant, normal, normalized, unknown
+from onnxkit.quantize.moments import (
+    FUNCTIONS,
+    Array,
+    Moments,
+    combined,
+    constant,
+    gelu,
+    normal,
+    normalized,
+    sigmoid,
+    unknown,
+)  # fmt: skip
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.operators.base import CONTRIB, array, attribute, float_initializer
 from onnxkit.quantize.operators.linear import constant_matrix
@@ -67,7 +78,7 @@ def _statistics(moments: Moments) -> InputStatistics:
 
 
 def _propagated(graph: ir.Graph, wanted: set[ir.Value]) -> Iterator[tuple[ir.Value, Moments]]:
-    """Go through the nodes that lead to the wanted values and yield those; others live while they are read."""
+    """Go through the nodes that lead to the wanted values and yield those; others live while read."""
     nodes = _leading_to(graph, wanted)
     left = Counter(value for node in nodes for value in node.inputs if value is not None)
     known: dict[ir.Value, Moments] = {}
@@ -79,9 +90,9 @@ def _propagated(graph: ir.Graph, wanted: set[ir.Value]) -> Iterator[tuple[ir.Val
             if value in wanted:
                 yield value, known[value]
         left.subtract(value for value in node.inputs if value is not None)
-        for value in {*node.inputs, *node.outputs}:
-            if value is not None and not left[value]:
-                known.pop(value, None)
+        for each in {*node.inputs, *node.outputs}:
+            if each is not None and not left[each]:
+                known.pop(each, None)
 
 
 def _leading_to(graph: ir.Graph, values: Iterable[ir.Value]) -> list[ir.Node]:
@@ -286,25 +297,7 @@ def _biased(function: Callable[[Array], Array]) -> _Handler:
 
 def _quick_gelu(node: ir.Node, given: _Inputs) -> _Results:
     slope = float(attribute(node, "alpha", 1.702))
-    return (given.first().map(lambda x: x * _sigmoid(slope * x)),)
-
-
-def _erf(x: Array) -> Array:
-    return np.asarray(_erf_of(x), np.float64)
-
-
-_erf_of: Any = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def _sigmoid(x: Array) -> Array:
-    found: Array = 0.5 + 0.5 * np.tanh(0.5 * x)
-    return found
-
-
-def _gelu(x: Array) -> Array:
-    """By its approximation with tanh, which is within 0.001."""
-    found: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return found
+    return (given.first().map(lambda x: x * sigmoid(slope * x)),)
 
 
 # --- moves -------------------------------------------------------------------------------------
@@ -362,32 +355,17 @@ def _through(node: ir.Node, given: _Inputs) -> _Results:
 
 _Handler = Callable[[ir.Node, _Inputs], _Results]
 
-_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
-    "Relu": lambda x: np.maximum(x, 0),
-    "Gelu": _gelu,
-    "Sigmoid": _sigmoid,
-    "Tanh": np.tanh,
-    "Erf": _erf,
-    "Softplus": lambda x: np.logaddexp(0, x),
-    "Mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
-    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "Sqrt": np.sqrt,
-    "Reciprocal": lambda x: 1 / x,
-    "Exp": np.exp,
-    "Neg": np.negative,
-    "Abs": np.abs,
-}
 _BINARY = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}
 
 _HANDLERS: dict[tuple[str, str], _Handler] = {
-    **{("", name): _of_one(function) for name, function in _FUNCTIONS.items()},
+    **{("", name): _of_one(function) for name, function in FUNCTIONS.items()},
     **{("", name): _of_two(function) for name, function in _BINARY.items()},
     **{("", name): _carried for name in MOVES},
     **{("", name): _selected for name in SELECTORS},
     **{("", name): _through for name in ("Identity", "Cast", "CastLike", "Dropout", "Expand")},
-    (CONTRIB, "Gelu"): _of_one(_gelu),
-    (CONTRIB, "FastGelu"): _biased(_gelu),
-    (CONTRIB, "BiasGelu"): _biased(_gelu),
+    (CONTRIB, "Gelu"): _of_one(gelu),
+    (CONTRIB, "FastGelu"): _biased(gelu),
+    (CONTRIB, "BiasGelu"): _biased(gelu),
     (CONTRIB, "QuickGelu"): _quick_gelu,
     ("", "Concat"): _joined,
     ("", "MatMul"): _product,

@@ -113,7 +113,7 @@ class Gates:
         if self.min_cosine is not None:
             room = 1.0 - self.min_cosine
             cosine = _measured(quality.cosine, "--min-cosine", "an output to compare")
-            text = f"cosine {cosine:.5f} is below {self.min_cosine:g}"
+            text = f"cosine {_below(cosine, self.min_cosine)} is below {self.min_cosine:.12g}"
             found.append((text, _share(1.0 - cosine, room)))
         if self.max_kl is not None:
             kl = _measured(quality.kl, "--max-kl", "a model that continues texts, and text to judge it on")
@@ -131,6 +131,11 @@ class Gates:
             text = f"'{name}' lost {drop:.2f} points, over {self.max_worst_slice:g}"
             found.append((text, _share(drop, self.max_worst_slice)))
         return found
+
+
+def _below(value: float, limit: float) -> str:
+    """The value with as many decimals, from five on, as show that it is below the limit."""
+    return next((text for n in range(5, 13) if float(text := f"{value:.{n}f}") < limit), f"{value:.5f}")
 
 
 def _share(value: float, limit: float) -> float:

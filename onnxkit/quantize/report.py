@@ -18,6 +18,7 @@ class QuantizedLayer:
         parameters: elements of its weight.
         format: what it became, in plain words.
         bits_per_weight: scales and zero points included.
+        shares: the layer, listed before, whose stored weight it reads; None: it has one of its own.
     """
 
     name: str
@@ -26,6 +27,7 @@ class QuantizedLayer:
     format: str
     bits_per_weight: float
     component: str = "model"
+    shares: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,8 @@ class QuantizeReport(Report):
     """Result of `quantize_model`. Sizes are of the ONNX files with their weights.
 
     Attributes:
-        bits_per_weight: on average over the quantized layers, scales and zero points included.
+        bits_per_weight: on average over the quantized weights, scales and zero points included; one that
+            several layers share counts once.
         hardware: the machine that the result is for.
         hardware_reason: how 8-bit weights become integers for it, and why.
         converted: nodes that compute in half precision; None in other schemes.

@@ -6,10 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxkit.quantize.formats import Plan
+from onnxkit.quantize.blocks import ALGORITHMS
+from onnxkit.quantize.codebook import CodeBook
+from onnxkit.quantize.formats import BlockFormat, Format, Plan
 from onnxkit.quantize.job import Job
 from onnxkit.quantize.outcome import Outcome
 from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport
+from onnxkit.quantize.searching import layers_of
+from onnxkit.quantize.units import units_of
 from onnxkit.quantize.workshop import SHARED, Workshop
 
 
@@ -45,14 +49,18 @@ def make_report(
 
 def quantized_layers(workshop: Workshop, plans: Mapping[str, Plan]) -> tuple[QuantizedLayer, ...]:
     """What a plan makes of the layers, in graph order."""
+    owners = {
+        key: unit.layers[0].name for unit in units_of(layers_of(workshop, plans)) for key in unit.keys[1:]
+    }
     return tuple(
         QuantizedLayer(
             name=target.name,
             op_type=target.node.op_type,
             parameters=target.parameters,
-            format=plan[target.name].describe(),
+            format=_described(workshop.books[component], plan[target.name], target.name),
             bits_per_weight=plan[target.name].bits_per_weight(target.depth),
             component=component,
+            shares=owners.get((component, target.name)),
         )
         for component, plan in plans.items()
         for target in workshop.targets(component)
@@ -60,10 +68,19 @@ def quantized_layers(workshop: Workshop, plans: Mapping[str, Plan]) -> tuple[Qua
     )
 
 
+def _described(book: CodeBook, format: Format, name: str) -> str:
+    """A format in plain words, and whether its codes were weighted by the graph for want of data."""
+    seen = book.statistics.get(name)
+    assumed = isinstance(format, BlockFormat) and seen is not None and not seen.count
+    weighted = assumed and ALGORITHMS[format.algorithm].needs == "importance"  # type: ignore[union-attr]
+    return f"{format.describe()}, weighted by the graph" if weighted else format.describe()
+
+
 def _bits(layers: Sequence[QuantizedLayer]) -> float:
-    """Mean over weights; a table and the head tied to it count as two of the same."""
-    weights = sum(layer.parameters for layer in layers)
-    return sum(layer.bits_per_weight * layer.parameters for layer in layers) / max(1, weights)
+    """Mean over weights; what a table and the head tied to it share counts once."""
+    stored = [layer for layer in layers if layer.shares is None]
+    weights = sum(layer.parameters for layer in stored)
+    return sum(layer.bits_per_weight * layer.parameters for layer in stored) / max(1, weights)
 
 
 def _kept(workshop: Workshop, plans: Mapping[str, Plan]) -> Iterator[KeptLayer]:

@@ -1,7 +1,8 @@
 """Rounding of int8 weights by the error of the layer's output: GPTQ (Frantar et al. 2022, arXiv:2210.17323).
 
 The scales stay those of the grid (`weights.channel_scales`); the error of each input channel's rounding is
-made up for by the channels that are rounded after it.
+made up for by the channels that are rounded after it. The Hessian is that of a sample: it counts as far as
+it carries over to other data (`blocks.hessian`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from onnxkit.quantize.blocks.hessian import trusted
+
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
-
-DAMPING = 0.01
-"""Of the Hessian's mean diagonal, added to it: it holds a few thousand tokens only."""
 
 PEAK = 127
 PAIR = 128
@@ -45,13 +45,9 @@ def gptq_rounder(hessian: Floats, *, paired: bool) -> Callable[[Floats, Floats],
     return rounded
 
 
-def inverse_factor(hessian: Floats, damping: float = DAMPING) -> Floats:
-    """Upper triangular U with UᵀU = (H + damping · mean(diag H) · I)⁻¹, float32 `[K, K]`."""
-    work = np.array(hessian, np.float64)
-    diagonal = work.diagonal()
-    mean = float(diagonal.mean()) or 1.0
-    work[np.diag_indices_from(work)] = np.where(diagonal > 0, diagonal, mean) + damping * mean
-    lower = np.linalg.cholesky(np.linalg.inv(work))
+def inverse_factor(hessian: Floats) -> Floats:
+    """Upper triangular U with UᵀU = T⁻¹, float32 `[K, K]`; T: the Hessian as far as it is trusted."""
+    lower = np.linalg.cholesky(np.linalg.inv(trusted(hessian).astype(np.float64)))
     return np.ascontiguousarray(lower.T, dtype=np.float32)
 
 

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from onnxkit.artifact import copy_companions
+from onnxkit.artifact import ModelDir, copy_companions
+from onnxkit.measure.evaluate import is_labelled
 from onnxkit.progress import Progress
 from onnxkit.quantize.bench import Bench
 from onnxkit.quantize.data import DataSet
 from onnxkit.quantize.decide import Decision, Tools, decide, decide_mixed
 from onnxkit.quantize.formats import Format
 from onnxkit.quantize.journal import Journal, journal_beside, search_key
-from onnxkit.quantize.judge import Yardstick
+from onnxkit.quantize.judge import Yardstick, generates
 from onnxkit.quantize.options import QuantizeOptions
-from onnxkit.quantize.quality import Gates, Plans, Quality, Trial
+from onnxkit.quantize.quality import Gates, Plans, Quality, SliceDrop, Trial
 from onnxkit.quantize.units import Layer, Unit, units_of
 from onnxkit.quantize.workshop import Workshop
 from onnxkit.runtime import RuntimeOptions
@@ -93,7 +94,7 @@ class Searcher:
     def _candidates(self, unit: Unit, *, floats: bool) -> Sequence[Format | None]:
         """4 and 8 bits; a limit may ask for float, too."""
         component, name = unit.keys[0]
-        planner = self.workshop.planner(component, data=bool(self.workshop.books[component].statistics))
+        planner = self.workshop.planner(component, data=self.workshop.books[component].seen)
         target = next(each for each in self.workshop.targets(component) if each.name == name)
         found: list[Format | None] = list(dict.fromkeys(planner.block_formats(target)))
         return [*found, None] if floats else found
@@ -115,6 +116,20 @@ class Searcher:
 def gates(options: QuantizeOptions) -> Gates:
     """The limits that the caller set."""
     return Gates(**{name: getattr(options, name) for name in _LIMITS})
+
+
+def check_limits(model: ModelDir, yardstick: Yardstick, options: QuantizeOptions) -> None:
+    """Refuse a limit on what the samples cannot show, before any work is done for it.
+
+    Raises:
+        UsageError: names the limit, and what it needs.
+    """
+    data = yardstick.data
+    text = data is not None and generates(model)
+    labelled = data is not None and data.task is not None and is_labelled(data.samples[0])
+    worst = SliceDrop(name="", before=0.0, after=0.0, drop=0.0, samples=0) if labelled else None
+    drop = 0.0 if labelled or text else None
+    gates(options).broken(Quality(cosine=1.0, kl=0.0 if text else None, drop=drop, worst_slice=worst))
 
 
 def layers_of(workshop: Workshop, plans: Mapping[str, Mapping[str, Format]]) -> list[Layer]:

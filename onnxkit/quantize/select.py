@@ -53,13 +53,13 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
                 f"{where} is already quantized (node '{node.name}' is {node.op_type}): "
                 "quantize the float model that it was made from"
             )
+    if any(str(name).startswith(LOG_VALUES) for name in model.graph.initializers):
+        raise InputError(
+            f"{where} is already quantized (its weights are logarithmic codes): "
+            "quantize the float model that it was made from"
+        )
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if str(value.name).startswith(LOG_VALUES):
-            raise InputError(
-                f"{where} is already quantized (its weights are logarithmic codes): "
-                "quantize the float model that it was made from"
-            )
         if tensor is not None and tensor.dtype in _HALF and len(tensor.shape) >= 2:
             raise InputError(
                 f"{where} is already half precision (weight '{value.name}' is {_HALF[tensor.dtype]}): "
@@ -263,8 +263,10 @@ def _listed(path: Path | None) -> tuple[str, ...]:
         return ()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--exclude-from {path}: cannot be read as text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--exclude-from {path}: is no text in UTF-8") from error
+    except OSError as error:
+        raise InputError(f"--exclude-from {path}: cannot be read: {error.strerror}") from error
     return tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 

@@ -31,13 +31,13 @@ from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
 from onnxkit.quantize.half import HalfName, convert, warn_of_cpu
 from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
 from onnxkit.quantize.judge import Pair, Yardstick, generates, judge
-from onnxkit.quantize.learning import learn
+from onnxkit.quantize.learning import assume, learn
 from onnxkit.quantize.options import QuantizeOptions, checked
 from onnxkit.quantize.outcome import Outcome
 from onnxkit.quantize.quality import Gates
 from onnxkit.quantize.report import Calibration, KeptLayer, Measurement, QuantizeReport
 from onnxkit.quantize.reporting import history, make_report
-from onnxkit.quantize.searching import Searcher, gates, layers_of
+from onnxkit.quantize.searching import Searcher, check_limits, gates, layers_of
 from onnxkit.quantize.select import left_out
 from onnxkit.quantize.sensitivity import measure_sensitivity
 from onnxkit.quantize.units import units_of
@@ -175,6 +175,7 @@ def _write(job: Job, out: Path, staging: Path) -> Outcome:
     """Learn, plan, search, rewrite and save."""
     samples = read_samples(job)
     yardstick = choose_yardstick(job, samples)
+    check_limits(job.model, yardstick, job.options)
     scratch = staging / ".scratch"
     try:
         if job.scheme.family == "half":
@@ -191,6 +192,7 @@ def _write(job: Job, out: Path, staging: Path) -> Outcome:
 
 def _learn(job: Job, samples: Samples, scratch: Path) -> Calibration | None:
     if samples.calibration is None:
+        assume(job.workshop, job.progress)
         return None
     folder = scratch / "learning"
     return learn(
@@ -237,7 +239,12 @@ def _announce(job: Job, plans: Mapping[str, Plan]) -> None:
     job.progress.note(f"{job.scheme.name}: {', '.join(f'{n} x {text}' for text, n in formats.items())}")
     if any(isinstance(format, IntegerFormat) for plan in plans.values() for format in plan.values()):
         job.progress.note(f"weights: {job.workshop.hardware.reason}")
-    eight = any(isinstance(f, BlockFormat) and f.bits == 8 for plan in plans.values() for f in plan.values())
+    eight = any(
+        target.kind != "embedding" and isinstance(format, BlockFormat) and format.bits == 8
+        for component, plan in plans.items()
+        for target in job.workshop.targets(component)
+        if (format := plan.get(target.name)) is not None
+    )
     if eight and job.workshop.hardware.slow_8_bit_blocks and not generates(job.model):
         job.progress.warn(
             "8-bit blocks are slower than float32 on this kind of CPU (x86 without VNNI), but for models "

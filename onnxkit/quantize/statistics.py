@@ -39,7 +39,7 @@ class InputStatistics:
     """Of the input x `[tokens, K]` of a layer, over all tokens of the calibration set but padding.
 
     Attributes:
-        count: tokens.
+        count: tokens; 0 where it is no more than what the graph says (`prior`).
         absmax: max |x|, float32 [K].
         mean: float32 [K].
         mean_square: float32 [K].

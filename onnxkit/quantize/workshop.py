@@ -149,7 +149,7 @@ class Workshop:
         return written
 
     def take_statistics(self, component: str, found: Mapping[str, InputStatistics]) -> None:
-        """Let codes be found by what the layers saw; by the name of the value that they read, unsmoothed."""
+        """Let codes be found by what the layers see; by the name of the value that they read, unsmoothed."""
         self.books[component] = CodeBook(
             {t.name: found[name] for t in self.targets(component) if (name := reads(t)) in found}
         )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from onnxkit.inputs import read_samples
+from onnxkit.predictor import Predictor
+from onnxkit.quantize import QuantizeOptions, quantize_model
+from onnxkit.runtime import RuntimeOptions
 from tests.e2e.harness import DIGITS, LANGID, SAMPLES, Artifact, fails, run, succeed
 
 PYDOC, NUMBERS = SAMPLES / "pydoc-gpt2", SAMPLES / "numbers-t5"
@@ -93,15 +98,41 @@ def test_a_quantized_vision_model_is_smaller_and_runs(digits: Artifact, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3"])
 @pytest.mark.parametrize("checkpoint", INPUTS, ids=lambda path: path.name)
-def test_every_scheme_after_every_level(
-    checkpoint: Path, level: str, scheme: str, made: Made, tmp_path: Path
-) -> None:
-    report = quantized(made(checkpoint, level), tmp_path / "q", checkpoint, scheme, "--no-measure")
-    assert report["size_ratio"] < 0.55
+def test_every_scheme_through_the_command(checkpoint: Path, scheme: str, made: Made, tmp_path: Path) -> None:
+    report = quantized(made(checkpoint, "-O2"), tmp_path / "q", checkpoint, scheme, "--no-measure")
+    assert report["size_ratio"] < 0.6
     if scheme != "bf16":  # no CPU kernel takes bfloat16
         used(tmp_path / "q", checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("level", ["-O0", "-O1", "-O3"])
+@pytest.mark.parametrize("checkpoint", INPUTS, ids=lambda path: path.name)
+def test_every_scheme_after_the_other_levels(
+    checkpoint: Path, level: str, scheme: str, made: Made, tmp_path: Path
+) -> None:
+    options = options_of(scheme, checkpoint)
+    report = quantize_model(made(checkpoint, level), tmp_path / "q", options)
+    assert report.size_ratio < 0.6
+    if scheme != "bf16":
+        given = next(iter(read_samples(checkpoint / "evaluation.jsonl", columns={})))
+        [record] = Predictor(tmp_path / "q", runtime=RuntimeOptions(threads=1))([given])
+        assert record
+
+
+def options_of(scheme: str, checkpoint: Path) -> QuantizeOptions:
+    """A row of `SCHEMES` as options, in this process: starting the command takes longer than its work."""
+    words = SCHEMES[scheme]
+    named = {flag.lstrip("-").replace("-", "_"): value for flag, value in pairwise(words) if flag[:1] == "-"}
+    return QuantizeOptions(
+        scheme=scheme.split()[0], measure=False, threads=1, samples=16 if "CALIBRATION" in words else 128,
+        calibration=checkpoint / "calibration.jsonl" if "CALIBRATION" in words else None,
+        format=named.get("format"),
+        block_size=int(named["block_size"]) if "block_size" in named else None,
+        bits_per_weight=float(named["bits_per_weight"]) if "bits_per_weight" in named else None,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -1,0 +1,109 @@
+"""Options that do not fit one another are refused before any work, and nothing is left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnxkit.errors import UsageError
+from onnxkit.progress import Progress
+from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
+from onnxkit.quantize.allocation import items_of, within_budget
+from onnxkit.quantize.formats import BlockFormat
+from onnxkit.quantize.options import checked
+from onnxkit.quantize.units import Layer, units_of
+from tests.generating_models import language_model
+from tests.quantize.graphs import mlp_dir
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scheme": "mixed"}, "--analyze takes one format for all layers"),
+        ({"genai_config": True}, "--analyze writes no model: leave --genai-config away"),
+        ({"measure": False}, "--analyze and --no-measure exclude one another"),
+        ({"min_cosine": 0.9}, "a limit does not apply to it"),
+    ],
+)
+def test_what_an_analysis_does_not_take(given, message):
+    with pytest.raises(UsageError, match=message):
+        checked(QuantizeOptions(**given), analyze=True)
+
+
+def test_a_limit_must_be_measured():
+    with pytest.raises(UsageError, match="leave --no-measure away"):
+        checked(QuantizeOptions(min_cosine=0.9, measure=False))
+
+
+@pytest.mark.parametrize("limit", ["max_drop", "max_kl", "max_worst_slice"])
+def test_a_limit_without_the_samples_it_needs_is_refused_and_leaves_nothing(tmp_path, limit):
+    source = mlp_dir(tmp_path / "in")
+    wanted = QuantizeOptions(threads=1, include=(".",), **{limit: 1.0})
+    with pytest.raises(UsageError, match=f"--{limit.replace('_', '-')} needs"):
+        quantize_model(source, tmp_path / "out", wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_budget_that_nothing_fits_leaves_nothing_and_names_one_that_fits(tmp_path):
+    source = mlp_dir(tmp_path / "in")
+    wanted = QuantizeOptions(scheme="mixed", bits_per_weight=3, threads=1, include=(".",))
+    with pytest.raises(UsageError, match="the smallest formats need"):
+        quantize_model(source, tmp_path / "out", wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_budget_that_is_named_fits():
+    layer = Layer(
+        component="model", name="a", op_type="MatMul", weight="w", parameters=3 << 10, depth=1 << 10
+    )  # fmt: skip
+    units = units_of([layer])
+    narrow = BlockFormat(bits=4, size=32, symmetric=False)  # 4.625 bits
+    items = items_of(units, lambda unit: (narrow,), {units[0]: 1.0})
+    with pytest.raises(UsageError) as caught:
+        within_budget(items, 4.0)
+    named = float(str(caught.value).split("need ")[1].split()[0])
+    assert named == 4.63 and within_budget(items, named)
+
+
+def test_slow_blocks_are_said_of_products_only(tmp_path):
+    source = mlp_dir(tmp_path / "in")
+    told = []
+    for scheme in ("int8-weight", "int4-weight"):
+        heard = Heard()
+        wanted = QuantizeOptions(
+            scheme=scheme, include=("up",), target="avx2", threads=1, measure=False
+        )  # fmt: skip
+        quantize_model(source, tmp_path / scheme, wanted, progress=heard)
+        told.append(any("8-bit blocks are slower" in text for text in heard.warnings))
+    assert told == [True, False]
+
+
+def test_what_a_table_and_its_head_share_counts_once(tmp_path: Path):
+    source = language_model(tmp_path / "in")
+    wanted = QuantizeOptions(scheme="int4-weight", include=(".",), threads=1, measure=False)
+    report = quantize_model(source, tmp_path / "out", wanted)
+    sharing = [layer for layer in report.quantized if layer.shares is not None]
+    names = {layer.name: layer for layer in report.quantized}
+    assert all(names[str(layer.shares)].parameters == layer.parameters for layer in sharing)
+    stored = [layer for layer in report.quantized if layer.shares is None]
+    bits = sum(layer.bits_per_weight * layer.parameters for layer in stored)
+    assert report.bits_per_weight == pytest.approx(bits / sum(layer.parameters for layer in stored))
+
+
+def test_an_exclusion_file_that_cannot_be_read_is_named(tmp_path):
+    source = mlp_dir(tmp_path / "in")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x9a")
+    for name, why in (("none", "No such file"), ("bytes", "no text in UTF-8")):
+        with pytest.raises(Exception, match=f"--exclude-from .*{name}: .*{why}"):
+            analyze_model(
+                source, tmp_path / "out", QuantizeOptions(exclude_from=tmp_path / name, threads=1)
+            )  # fmt: skip
