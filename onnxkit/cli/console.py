@@ -148,6 +148,7 @@ class Console(Progress):
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
         rich = self._rich(self.out, _natural_width(columns, cells))
+        self.out.flush()  # or Rich meets a closed pipe first, and ends the process with 1
         with rich.capture() as capture:
             rich.print(table)
         self.out.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import signal
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import typer
 from onnxkit import errors
 from onnxkit.cli import interruption
 from onnxkit.cli.boundary import diagnose, guarded
-from onnxkit.cli.console import Console
+from onnxkit.cli.console import Column, Console
 from onnxkit.cli.interruption import Terminated
 
 
@@ -102,6 +103,19 @@ def test_tracebacks_with_debug_only(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_closed_pipe_is_success_and_silent() -> None:
     assert run(raiser(BrokenPipeError(errno.EPIPE, "Broken pipe"))) == (0, "", "")
+
+
+def test_a_pipe_that_is_closed_before_a_table_is_success_and_silent() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    err = io.StringIO()
+    console = Console(out=os.fdopen(writing, "w"), err=err)
+
+    def show() -> None:
+        console.facts([("size", "1")])
+        console.table([Column("name")], [("value",)])
+
+    assert (guarded(show, console), err.getvalue()) == (0, "")
 
 
 def test_a_full_disk_behind_stdout_is_met_inside_the_boundary() -> None:

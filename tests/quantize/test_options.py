@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
 from onnxkit.quantize.allocation import items_of, within_budget
 from onnxkit.quantize.formats import BlockFormat
 from onnxkit.quantize.options import checked
+from onnxkit.quantize.quality import Gates, Quality
 from onnxkit.quantize.units import Layer, units_of
 from tests.generating_models import language_model
 from tests.quantize.graphs import mlp_dir
@@ -103,7 +104,29 @@ def test_an_exclusion_file_that_cannot_be_read_is_named(tmp_path):
     source = mlp_dir(tmp_path / "in")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x9a")
     for name, why in (("none", "No such file"), ("bytes", "no text in UTF-8")):
-        with pytest.raises(Exception, match=f"--exclude-from .*{name}: .*{why}"):
+        with pytest.raises(InputError, match=f"--exclude-from .*{name}: .*{why}"):
             analyze_model(
                 source, tmp_path / "out", QuantizeOptions(exclude_from=tmp_path / name, threads=1)
             )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cosine", "limit", "text"),
+    [
+        (0.98, 0.995, "cosine 0.98000 is below 0.995"),
+        (0.9999996, 0.9999999, "cosine 0.9999996 is below 0.9999999"),
+        (0.99999, 1.0, "cosine 0.99999 is below 1"),
+    ],
+)
+def test_a_cosine_that_misses_narrowly_is_told_from_its_limit(cosine, limit, text):
+    assert Gates(min_cosine=limit).broken(Quality(cosine=cosine)) == (text,)
+
+
+@pytest.mark.parametrize("scheme", ["log8", "log4"])
+def test_logarithmic_codes_are_told_from_half_precision(tmp_path, scheme):
+    source = mlp_dir(tmp_path / "in")
+    quantize_model(
+        source, tmp_path / "log", QuantizeOptions(scheme=scheme, include=(".",), threads=1, measure=False)
+    )  # fmt: skip
+    with pytest.raises(InputError, match="its weights are logarithmic codes"):
+        quantize_model(tmp_path / "log", tmp_path / "out", QuantizeOptions(threads=1))
