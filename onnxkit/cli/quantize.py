@@ -16,11 +16,11 @@ from onnxkit.errors import GateFailed, UsageError
 if TYPE_CHECKING:
     from onnxkit.measure.divergence import Divergence
     from onnxkit.quantize import QuantizeOptions
-    from onnxkit.quantize.analysis import Analysis
     from onnxkit.quantize.formats import Algorithm
-    from onnxkit.quantize.gate import Attempt
-    from onnxkit.quantize.quality import SliceDrop
     from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport
+    from onnxkit.quantize.search.analysis import Analysis
+    from onnxkit.quantize.search.gate import Attempt
+    from onnxkit.quantize.search.quality import SliceDrop
 
 EXAMPLES = """
 onnxkit quantize build/bert build/bert-int8 --calibration train.jsonl --eval held-out.jsonl

@@ -6,9 +6,9 @@ rewritten graph -> check -> comparison with the input model -> report.
 
 from __future__ import annotations
 
-from onnxkit.quantize.analysis import Analysis
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.report import QuantizeReport
+from onnxkit.quantize.search.analysis import Analysis
 from onnxkit.quantize.stage import analyze_model, quantize_model
 
 __all__ = ["Analysis", "QuantizeOptions", "QuantizeReport", "analyze_model", "quantize_model"]

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
-from onnxkit.quantize.weights import register
+from onnxkit.quantize.codes.weights import register
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxkit.errors import GateFailed, InputError
 from onnxkit.graph.files import load_model
 from onnxkit.measure.agreement import fed
-from onnxkit.quantize.expose import open_exposed
+from onnxkit.quantize.calibration.expose import open_exposed
 from onnxkit.runtime import RuntimeOptions, Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnxkit.artifact import ModelDir
 from onnxkit.progress import Progress
-from onnxkit.quantize.data import MOST_COMPARED, DataSet, most_to_read, read_data, split
+from onnxkit.quantize.calibration.data import MOST_COMPARED, DataSet, most_to_read, read_data, split
 from onnxkit.quantize.judge import Yardstick, yardstick_of, yardstick_without_data
 from onnxkit.quantize.options import QuantizeOptions, holds_out
 from onnxkit.quantize.schemes import Scheme

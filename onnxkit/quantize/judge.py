@@ -16,9 +16,9 @@ from onnxkit.measure.cases import Shape, longest_sequence, make_feeds, random_ca
 from onnxkit.measure.geometry import geometry
 from onnxkit.measure.latency import interleaved
 from onnxkit.progress import Progress
-from onnxkit.quantize.bench import BATCH, Bench, joined_sqnr, metric_change, slice_drops
-from onnxkit.quantize.data import DataSet
+from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.report import Measurement, OutputAgreement, SpeedChange
+from onnxkit.quantize.search.bench import BATCH, Bench, joined_sqnr, metric_change, slice_drops
 from onnxkit.runtime import RuntimeOptions, Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]

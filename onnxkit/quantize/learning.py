@@ -12,22 +12,22 @@ import onnx_ir as ir
 
 from onnxkit.progress import Progress
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.blocks import ALGORITHMS, awq_scales
-from onnxkit.quantize.calibration import calibrate, without_constants
-from onnxkit.quantize.calibration_cache import CachedCalibration, cache_key, read_cache, write_cache
-from onnxkit.quantize.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
-from onnxkit.quantize.data import DataSet
-from onnxkit.quantize.folding import groups_of, scale_inputs
+from onnxkit.quantize.calibration.cache import CachedCalibration, cache_key, read_cache, write_cache
+from onnxkit.quantize.calibration.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
+from onnxkit.quantize.calibration.data import DataSet
+from onnxkit.quantize.calibration.prior import prior_statistics
+from onnxkit.quantize.calibration.ranges import calibrate, without_constants
+from onnxkit.quantize.calibration.runs import Graph
+from onnxkit.quantize.calibration.statistics import InputStatistics, collect_statistics
+from onnxkit.quantize.codes.blocks import ALGORITHMS, awq_scales
+from onnxkit.quantize.codes.layer_error import weight_rows
+from onnxkit.quantize.codes.weights import Floats
 from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
-from onnxkit.quantize.layer_error import weight_rows
 from onnxkit.quantize.operators import Target
-from onnxkit.quantize.prior import prior_statistics
 from onnxkit.quantize.report import Calibration
-from onnxkit.quantize.runs import Graph
 from onnxkit.quantize.select import Selection
-from onnxkit.quantize.smoothing import Smoothing, smooth
-from onnxkit.quantize.statistics import InputStatistics, collect_statistics
-from onnxkit.quantize.weights import Floats
+from onnxkit.quantize.smoothing.folding import groups_of, scale_inputs
+from onnxkit.quantize.smoothing.smooth import Smoothing, smooth
 from onnxkit.quantize.workshop import Workshop, reads
 from onnxkit.runtime import RuntimeOptions
 

@@ -9,7 +9,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxkit.graph.kv_cache import is_past
-from onnxkit.quantize.blocks import ALGORITHMS
+from onnxkit.quantize.codes.blocks import ALGORITHMS
 from onnxkit.quantize.formats import Algorithm, BlockFormat, Format, IntegerFormat, LogFormat, Plan
 from onnxkit.quantize.hardware import Hardware
 from onnxkit.quantize.operators import Target

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from onnxkit.measure.divergence import Divergence
-from onnxkit.quantize.gate import Attempt
-from onnxkit.quantize.quality import SliceDrop
+from onnxkit.quantize.search.gate import Attempt
+from onnxkit.quantize.search.quality import SliceDrop
 from onnxkit.report import Report
 
 

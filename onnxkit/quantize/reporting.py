@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxkit.quantize.blocks import ALGORITHMS
-from onnxkit.quantize.codebook import CodeBook
+from onnxkit.quantize.codes.blocks import ALGORITHMS
+from onnxkit.quantize.codes.codebook import CodeBook
 from onnxkit.quantize.formats import BlockFormat, Format, Plan
 from onnxkit.quantize.job import Job
 from onnxkit.quantize.outcome import Outcome
 from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport
-from onnxkit.quantize.searching import layers_of
-from onnxkit.quantize.units import units_of
+from onnxkit.quantize.search.searching import layers_of
+from onnxkit.quantize.search.units import units_of
 from onnxkit.quantize.workshop import SHARED, Workshop
 
 

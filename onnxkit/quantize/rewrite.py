@@ -10,12 +10,12 @@ import onnx_ir.passes.common as passes
 from onnxkit.errors import InputError
 from onnxkit.graph.kv_cache import is_optional
 from onnxkit.quantize.activations import DynamicActivations, Range, RowActivations, StaticActivations
-from onnxkit.quantize.block_store import BlockStore
-from onnxkit.quantize.codebook import CodeBook
+from onnxkit.quantize.codes.block_store import BlockStore
+from onnxkit.quantize.codes.codebook import CodeBook
+from onnxkit.quantize.codes.weights import WeightStore
 from onnxkit.quantize.formats import LogFormat, Plan
 from onnxkit.quantize.operators import Rewriting, Target
 from onnxkit.quantize.operators.logarithm import LogStore
-from onnxkit.quantize.weights import WeightStore
 
 OLDEST_OPSET = 13  # per-channel QuantizeLinear, Split and Squeeze as they are written here
 

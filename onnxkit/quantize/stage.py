@@ -24,9 +24,7 @@ from onnxkit.graph.files import save_model
 from onnxkit.graph.shared_data import SharedData
 from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
-from onnxkit.quantize.analysis import Analysis, layer_rows, write_analysis
 from onnxkit.quantize.check import check_runs
-from onnxkit.quantize.decide import Decision
 from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
 from onnxkit.quantize.half import HalfName, convert, warn_of_cpu
 from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
@@ -34,13 +32,15 @@ from onnxkit.quantize.judge import Pair, Yardstick, generates, judge
 from onnxkit.quantize.learning import assume, learn
 from onnxkit.quantize.options import QuantizeOptions, checked
 from onnxkit.quantize.outcome import Outcome
-from onnxkit.quantize.quality import Gates
 from onnxkit.quantize.report import Calibration, KeptLayer, Measurement, QuantizeReport
 from onnxkit.quantize.reporting import history, make_report
-from onnxkit.quantize.searching import Searcher, check_limits, gates, layers_of
+from onnxkit.quantize.search.analysis import Analysis, layer_rows, write_analysis
+from onnxkit.quantize.search.decide import Decision
+from onnxkit.quantize.search.quality import Gates
+from onnxkit.quantize.search.searching import Searcher, check_limits, gates, layers_of
+from onnxkit.quantize.search.sensitivity import measure_sensitivity
+from onnxkit.quantize.search.units import units_of
 from onnxkit.quantize.select import left_out
-from onnxkit.quantize.sensitivity import measure_sensitivity
-from onnxkit.quantize.units import units_of
 from onnxkit.quantize.workshop import SHARED, Workshop
 from onnxkit.runtime import open_session
 

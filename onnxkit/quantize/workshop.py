@@ -17,20 +17,20 @@ from onnxkit.graph.files import load_model, save_model
 from onnxkit.graph.shared_data import SharedData
 from onnxkit.graph.unpacking import divide
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.bias_correction import bias_shift, correct_biases
-from onnxkit.quantize.codebook import CodeBook
-from onnxkit.quantize.expose import copy_weights
+from onnxkit.quantize.calibration.expose import copy_weights
+from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.codes.codebook import CodeBook
+from onnxkit.quantize.codes.layer_error import decoded, layer_error, weight_rows
 from onnxkit.quantize.formats import Format, IntegerFormat, Plan
 from onnxkit.quantize.hardware import Hardware, hardware_for
-from onnxkit.quantize.layer_error import decoded, layer_error, weight_rows
 from onnxkit.quantize.operators import OPERATORS, Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.planning import Planner, wants_rows
 from onnxkit.quantize.rewrite import prepare, rewrite
 from onnxkit.quantize.schemes import Scheme
 from onnxkit.quantize.select import Selection, refuse_unsuitable, select_all
-from onnxkit.quantize.smoothing import Smoothing, repeat
-from onnxkit.quantize.statistics import InputStatistics
+from onnxkit.quantize.smoothing.bias_correction import bias_shift, correct_biases
+from onnxkit.quantize.smoothing.smooth import Smoothing, repeat
 
 FILE = "model.onnx"
 SHARED = "model.onnx.data"

@@ -125,8 +125,8 @@ def test_quantize_analyze(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_lists_of_quantize_are_those_of_the_library() -> None:
     from onnxkit.cli import quantize_options as listed
-    from onnxkit.quantize.blocks import ALGORITHMS
-    from onnxkit.quantize.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
+    from onnxkit.quantize.calibration.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
+    from onnxkit.quantize.codes.blocks import ALGORITHMS
     from onnxkit.quantize.hardware import TARGETS
     from onnxkit.quantize.options import _CHOICES
     from onnxkit.quantize.schemes import SCHEMES

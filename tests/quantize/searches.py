@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from onnxkit.quantize.formats import BlockFormat, Format
-from onnxkit.quantize.quality import Plans, Quality
-from onnxkit.quantize.units import Layer, Unit, units_of
+from onnxkit.quantize.search.quality import Plans, Quality
+from onnxkit.quantize.search.units import Layer, Unit, units_of
 
 INT4 = BlockFormat(bits=4)
 INT8 = BlockFormat(bits=8, symmetric=True)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxkit.errors import UsageError
-from onnxkit.quantize.allocation import (
+from onnxkit.quantize.formats import BlockFormat
+from onnxkit.quantize.search.allocation import (
     ErrorOf,
     Item,
     average_bits,
@@ -19,8 +20,7 @@ from onnxkit.quantize.allocation import (
     upgrade_path,
     within_budget,
 )
-from onnxkit.quantize.formats import BlockFormat
-from onnxkit.quantize.units import Unit, units_of
+from onnxkit.quantize.search.units import Unit, units_of
 from tests.quantize.searches import INT4, INT8, layer
 
 FINE = BlockFormat(bits=4, size=16)

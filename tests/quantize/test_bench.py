@@ -14,15 +14,15 @@ import pytest
 from onnxkit.artifact import ModelDir, copy_companions
 from onnxkit.measure.evaluate import SMALLEST_SLICE, Evaluation, evaluate_slices
 from onnxkit.progress import Progress
-from onnxkit.quantize.bench import Bench, slice_drops
-from onnxkit.quantize.data import read_data
-from onnxkit.quantize.decide import Tools, decide
-from onnxkit.quantize.journal import journal_beside
+from onnxkit.quantize.calibration.data import read_data
 from onnxkit.quantize.judge import yardstick_of, yardstick_without_data
 from onnxkit.quantize.options import QuantizeOptions
-from onnxkit.quantize.quality import Gates, Plans, Quality, Trial
 from onnxkit.quantize.schemes import SCHEMES
-from onnxkit.quantize.units import Layer, Unit, units_of
+from onnxkit.quantize.search.bench import Bench, slice_drops
+from onnxkit.quantize.search.decide import Tools, decide
+from onnxkit.quantize.search.journal import journal_beside
+from onnxkit.quantize.search.quality import Gates, Plans, Quality, Trial
+from onnxkit.quantize.search.units import Layer, Unit, units_of
 from onnxkit.quantize.workshop import Workshop
 from onnxkit.runtime import RuntimeOptions, open_session
 from onnxkit.tasks import Metric

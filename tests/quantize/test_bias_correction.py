@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from onnxkit.quantize.bias_correction import bias_shift, correct_biases
-from onnxkit.quantize.folding import linear_targets
+from onnxkit.quantize.smoothing.bias_correction import bias_shift, correct_biases
+from onnxkit.quantize.smoothing.folding import linear_targets
 from tests.quantize.graphs import operators, proto, random, session
 
 MS = "com.microsoft"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from onnxkit.errors import InputError
-from onnxkit.quantize.block_store import BlockStore
-from onnxkit.quantize.codebook import BlockedTensor, CodeBook
+from onnxkit.quantize.codes.block_store import BlockStore
+from onnxkit.quantize.codes.codebook import BlockedTensor, CodeBook
 from onnxkit.quantize.formats import BlockFormat
 from onnxkit.quantize.options import QuantizeOptions
 from tests.quantize.graphs import operators, proto, quantized, random, session

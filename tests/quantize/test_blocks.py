@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxkit.quantize.blocks import ALGORITHMS, BlockCodes, awq_scales
-from onnxkit.quantize.blocks.awq import scaled_statistics
-from onnxkit.quantize.blocks.hessian import trusted, upper_factor
+from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.codes.blocks import ALGORITHMS, BlockCodes, awq_scales
+from onnxkit.quantize.codes.blocks.awq import scaled_statistics
+from onnxkit.quantize.codes.blocks.hessian import trusted, upper_factor
 from onnxkit.quantize.formats import BlockFormat
-from onnxkit.quantize.statistics import InputStatistics
 
 Array = np.ndarray[Any, Any]
 DATA_FREE = [name for name, row in ALGORITHMS.items() if row.needs != "hessian"]
@@ -257,6 +257,6 @@ def test_gptq_in_parts_is_gptq_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(5).normal(size=(20, 40)).astype(np.float32)
     fmt, statistics = BlockFormat(bits=4, size=16), seen(inputs(40))
     once = ALGORITHMS["gptq"].quantize(weight, fmt, statistics)
-    monkeypatch.setattr("onnxkit.quantize.blocks.gptq._PART", 7 * 40)
+    monkeypatch.setattr("onnxkit.quantize.codes.blocks.gptq._PART", 7 * 40)
     parts = ALGORITHMS["gptq"].quantize(weight, fmt, statistics)
     assert np.mean(once.codes == parts.codes) > 0.98  # sums of another order may turn a tie

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.calibration import calibrate
-from onnxkit.quantize.calibrators import CALIBRATORS
-from onnxkit.quantize.collect import Collected, collect
-from onnxkit.quantize.data import DataSet
-from onnxkit.quantize.expose import exposed, open_exposed
+from onnxkit.quantize.calibration.calibrators import CALIBRATORS
+from onnxkit.quantize.calibration.collect import Collected, collect
+from onnxkit.quantize.calibration.data import DataSet
+from onnxkit.quantize.calibration.expose import exposed, open_exposed
+from onnxkit.quantize.calibration.ranges import calibrate
+from onnxkit.quantize.calibration.runs import Graph, Run, runs
 from onnxkit.quantize.options import QuantizeOptions
-from onnxkit.quantize.runs import Graph, Run, runs
 from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.quantize.select import select
 from tests.quantize.graphs import ONE, mlp, random
@@ -183,7 +183,7 @@ def test_how_many_samples_would_do(samples, widening, enough):
 def test_external_weights_are_read_where_they_lie(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: int
 ):
-    monkeypatch.setattr("onnxkit.quantize.expose._MOST_INSIDE", inside)
+    monkeypatch.setattr("onnxkit.quantize.calibration.expose._MOST_INSIDE", inside)
     model = ir.from_proto(mlp())
     source = tmp_path / "source"
     source.mkdir()

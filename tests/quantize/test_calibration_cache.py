@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, ResourceError
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.calibration_cache import (
+from onnxkit.quantize.calibration.cache import (
     CachedCalibration,
     CacheKey,
     cache_key,
     read_cache,
     write_cache,
 )
-from onnxkit.quantize.data import read_data
+from onnxkit.quantize.calibration.data import read_data
 from onnxkit.quantize.report import Calibration
 from tests.quantize.graphs import mlp_dir
 

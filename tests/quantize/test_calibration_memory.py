@@ -24,11 +24,11 @@ import numpy as np
 from onnxkit.artifact import ModelDir
 from onnxkit.graph.files import load_model
 from onnxkit.progress import Progress
-from onnxkit.quantize.calibration import calibrate
-from onnxkit.quantize.data import read_data
+from onnxkit.quantize.calibration.ranges import calibrate
+from onnxkit.quantize.calibration.data import read_data
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.rewrite import prepare
-from onnxkit.quantize.runs import Graph
+from onnxkit.quantize.calibration.runs import Graph
 from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.quantize.select import select
 from onnxkit.runtime import RuntimeOptions

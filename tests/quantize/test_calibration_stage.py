@@ -12,7 +12,7 @@ from onnxkit.errors import InputError
 from onnxkit.predictor import Predictor
 from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, quantize_model
-from onnxkit.quantize.calibrators import CALIBRATORS
+from onnxkit.quantize.calibration.calibrators import CALIBRATORS
 from tests.generating_models import TEMPLATE, language_model, translator
 from tests.quantize.graphs import ONE, mlp_dir, random
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxkit.quantize.activations import Range
-from onnxkit.quantize.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
-from onnxkit.quantize.calibrators.entropy import Entropy
-from onnxkit.quantize.calibrators.moving_average import MovingAverage
-from onnxkit.quantize.calibrators.mse import MeanSquare
-from onnxkit.quantize.calibrators.percentile import Percentile
-from onnxkit.quantize.calibrators.sketches import LinearBins, RelativeBins
+from onnxkit.quantize.calibration.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
+from onnxkit.quantize.calibration.calibrators.entropy import Entropy
+from onnxkit.quantize.calibration.calibrators.moving_average import MovingAverage
+from onnxkit.quantize.calibration.calibrators.mse import MeanSquare
+from onnxkit.quantize.calibration.calibrators.percentile import Percentile
+from onnxkit.quantize.calibration.calibrators.sketches import LinearBins, RelativeBins
 
 SHAPES = ("normal", "gelu", "relu", "laplace", "outliers", "shifted", "constant", "zeros", "tiny")
 

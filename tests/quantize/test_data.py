@@ -16,9 +16,9 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
 from onnxkit.predictor import Predictor
 from onnxkit.progress import Progress
-from onnxkit.quantize.data import DataSet, read_data, reservoir, split
-from onnxkit.quantize.raw import single_rows
-from onnxkit.quantize.token_rows import token_rows
+from onnxkit.quantize.calibration.data import DataSet, read_data, reservoir, split
+from onnxkit.quantize.calibration.raw import single_rows
+from onnxkit.quantize.calibration.token_rows import token_rows
 from onnxkit.runtime import TensorSpec
 from tests.generating_models import TEMPLATE, language_model, letters, translator
 from tests.model_dirs import image_dir, table, text_dir

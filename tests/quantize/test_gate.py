@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from onnxkit.artifact.leftovers import reap
 from onnxkit.errors import GateFailed, ResourceError, UsageError
 from onnxkit.progress import Progress
-from onnxkit.quantize.decide import Tools, decide, decide_mixed
 from onnxkit.quantize.formats import Plan
-from onnxkit.quantize.journal import Journal, journal_beside, plans_digest, search_key
-from onnxkit.quantize.quality import Gates, Plans, Quality, SliceDrop, Trial, points_lost
+from onnxkit.quantize.search.decide import Tools, decide, decide_mixed
+from onnxkit.quantize.search.journal import Journal, journal_beside, plans_digest, search_key
+from onnxkit.quantize.search.quality import Gates, Plans, Quality, SliceDrop, Trial, points_lost
 from tests.quantize.searches import INT4, INT8, Model, layer, plans_for, quality_of, units, units_of
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnxkit.measure.agreement import compare
-from onnxkit.quantize.bench import joined_sqnr
 from onnxkit.quantize.judge import join_outputs
+from onnxkit.quantize.search.bench import joined_sqnr
 from tests.quantize.graphs import random
 
 

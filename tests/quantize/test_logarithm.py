@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from onnxkit.quantize.logarithm import STEPS, LogCodes, levels, quantize
+from onnxkit.quantize.codes.logarithm import STEPS, LogCodes, levels, quantize
 
 BITS = st.sampled_from((4, 8))
 SIZES = st.sampled_from((16, 32, 64))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from onnxkit.errors import InputError
+from onnxkit.quantize.codes.logarithm import quantize
 from onnxkit.quantize.formats import LogFormat
-from onnxkit.quantize.logarithm import quantize
 from onnxkit.quantize.operators import OPERATORS, Target
 from onnxkit.quantize.rewrite import prepare, rewrite
 from tests.quantize.graphs import proto, random, session

@@ -11,8 +11,8 @@ from onnxkit.graph import ort_cpu
 from onnxkit.graph.files import load_model
 from onnxkit.graph.lowering import lower
 from onnxkit.quantize.activations import Range
+from onnxkit.quantize.codes.weights import channel_scales, codes
 from onnxkit.quantize.options import QuantizeOptions
-from onnxkit.quantize.weights import channel_scales, codes
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
 from tests.quantize.graphs import cosine, operators, proto, quantized, random, session
 

@@ -9,11 +9,11 @@ import pytest
 from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
-from onnxkit.quantize.allocation import items_of, within_budget
 from onnxkit.quantize.formats import BlockFormat
 from onnxkit.quantize.options import checked
-from onnxkit.quantize.quality import Gates, Quality
-from onnxkit.quantize.units import Layer, units_of
+from onnxkit.quantize.search.allocation import items_of, within_budget
+from onnxkit.quantize.search.quality import Gates, Quality
+from onnxkit.quantize.search.units import Layer, units_of
 from tests.generating_models import language_model
 from tests.quantize.graphs import mlp_dir
 

@@ -14,10 +14,10 @@ import pytest
 from onnx import helper
 
 from onnxkit.quantize import QuantizeOptions, quantize_model
-from onnxkit.quantize.folding import linear_targets
-from onnxkit.quantize.prior import prior_statistics
+from onnxkit.quantize.calibration.prior import prior_statistics
+from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.rewrite import prepare
-from onnxkit.quantize.statistics import InputStatistics
+from onnxkit.quantize.smoothing.folding import linear_targets
 from tests.quantize.graphs import mlp_dir, proto, random
 
 Array = np.ndarray[Any, Any]

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper
 
 from onnxkit.quantize.activations import Range
+from onnxkit.quantize.codes.weights import channel_scales, codes
 from onnxkit.quantize.options import QuantizeOptions
-from onnxkit.quantize.weights import channel_scales, codes
 from onnxkit.runtime import import_onnxruntime
 from tests.quantize.graphs import cosine, operators, proto, quantized, random, session
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxkit.quantize.rounding import gptq_rounder, inverse_factor
-from onnxkit.quantize.weights import channel_scales, codes
+from onnxkit.quantize.codes.rounding import gptq_rounder, inverse_factor
+from onnxkit.quantize.codes.weights import channel_scales, codes
 from tests.quantize.graphs import random
 
 Array = np.ndarray[Any, Any]

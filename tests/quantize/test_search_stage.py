@@ -23,7 +23,7 @@ TEXT = "the cat sat on the mat.\nwhat a day, said the dog.\n"
 KILLED = """
 import os, signal, sys
 from onnxkit.quantize import QuantizeOptions, quantize_model
-from onnxkit.quantize.bench import Bench
+from onnxkit.quantize.search.bench import Bench
 real, calls = Bench.measure, []
 def measure(*arguments):
     calls.append(arguments)

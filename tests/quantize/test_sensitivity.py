@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from onnxkit.progress import Progress
-from onnxkit.quantize.analysis import Analysis, layer_rows, write_analysis
-from onnxkit.quantize.sensitivity import MOST_ALONE, REFINED, Sensitivity, measure_sensitivity
-from onnxkit.quantize.units import Unit, units_of
+from onnxkit.quantize.search.analysis import Analysis, layer_rows, write_analysis
+from onnxkit.quantize.search.sensitivity import MOST_ALONE, REFINED, Sensitivity, measure_sensitivity
+from onnxkit.quantize.search.units import Unit, units_of
 from tests.quantize.searches import Model, layer, plans_for, units
 
 KINDS = {"self_attn.q_proj": 1.0, "self_attn.v_proj": 6.0, "mlp.up_proj": 2.0, "mlp.down_proj": 3.0}

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxkit.quantize.folding import linear_targets
+from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.formats import IntegerFormat, LogFormat
-from onnxkit.quantize.smoothing import Smoothing, repeat, smooth, smoothing_factors
-from onnxkit.quantize.statistics import InputStatistics
+from onnxkit.quantize.smoothing.folding import linear_targets
+from onnxkit.quantize.smoothing.smooth import Smoothing, repeat, smooth, smoothing_factors
 from tests.quantize.graphs import mlp, random, session
 
 Array = np.ndarray[Any, Any]

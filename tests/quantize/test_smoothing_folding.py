@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from onnxkit.quantize.folding import Group, groups_of, linear_targets, scale_inputs
+from onnxkit.quantize.smoothing.folding import Group, groups_of, linear_targets, scale_inputs
 from tests.quantize.graphs import mlp, operators, proto, random, session
 
 MS = "com.microsoft"

@@ -16,13 +16,13 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError
 from onnxkit.graph.files import load_model
 from onnxkit.progress import Progress
-from onnxkit.quantize.data import DataSet, read_data
+from onnxkit.quantize.calibration.data import DataSet, read_data
+from onnxkit.quantize.calibration.runs import DECODE_STEPS, Graph, Run, runs
+from onnxkit.quantize.calibration.statistics import BLOCK_TOKENS, collect_statistics, gather
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.rewrite import prepare
-from onnxkit.quantize.runs import DECODE_STEPS, Graph, Run, runs
 from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.quantize.select import select
-from onnxkit.quantize.statistics import BLOCK_TOKENS, collect_statistics, gather
 from onnxkit.runtime import open_session
 from tests.generate import decoder_graphs
 from tests.generating_models import language_model, letters, translator

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import helper
 
-from onnxkit.quantize import weights
-from onnxkit.quantize.weights import channel_scales, codes
+from onnxkit.quantize.codes import weights
+from onnxkit.quantize.codes.weights import channel_scales, codes
 from tests.quantize.graphs import proto, session
 
 VALUES = st.floats(-8, 8, width=32) | st.sampled_from([0.0, 1.0, -1.0, 127.0, -1000.0, 1e-30])

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from onnxkit.errors import InputError
 from onnxkit.quantize.activations import Activations, QuantizedActivation
-from onnxkit.quantize.block_store import BlockStore
-from onnxkit.quantize.codebook import BlockedTensor, CodeBook
+from onnxkit.quantize.codes.block_store import BlockStore
+from onnxkit.quantize.codes.codebook import BlockedTensor, CodeBook
+from onnxkit.quantize.codes.weights import Rounder, WeightStore
 from onnxkit.quantize.formats import Format, IntegerFormat, Plan, Way
-from onnxkit.quantize.weights import Rounder, WeightStore
 
 CONTRIB = "com.microsoft"
 

@@ -17,10 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
+from onnxkit.quantize.codes.logarithm import LogCodes, byte_values, check, quantize
+from onnxkit.quantize.codes.weights import register
 from onnxkit.quantize.formats import LogFormat
-from onnxkit.quantize.logarithm import LogCodes, byte_values, check, quantize
 from onnxkit.quantize.operators.base import Rewriting, Target, array, dims, node
-from onnxkit.quantize.weights import register
 
 _WEIGHT = 1  # the weight's place among the inputs of products, convolutions and packed attention
 
