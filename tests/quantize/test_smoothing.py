@@ -103,12 +103,15 @@ def test_other_formats_and_values_without_statistics_stay() -> None:
     assert smooth(graph, targets, {"x": statistics(inputs(2.0))}, plan) == {}
 
 
-def test_auto_without_a_sample_is_a_mistake() -> None:
+@pytest.mark.parametrize("sample", [None, np.ones((1, 32), np.float32)])
+def test_auto_has_nothing_to_search_on_without_two_tokens(sample: np.ndarray | None) -> None:
     graph = ir.from_proto(mlp(width=WIDTH))
     targets = linear_targets(graph)
-    bare = InputStatistics(count=1, absmax=np.ones(32), mean=np.ones(32), mean_square=np.ones(32))
-    with pytest.raises(ValueError, match="samples"):
-        smooth(graph, targets, {"x": bare}, {target.name: FORMAT for target in targets})
+    ones = np.ones(32, np.float32)
+    bare = InputStatistics(count=1, absmax=ones, mean=ones, mean_square=ones, sample=sample)
+    done = smooth(graph, targets, {"x": bare}, {target.name: FORMAT for target in targets})
+    assert done
+    assert all(each.alpha == 0.0 and (each.factors == 1.0).all() for each in done.values())
 
 
 def test_statistics_of_the_divided_input() -> None:

@@ -82,8 +82,8 @@ def smooth(
         targets: of the graph.
         statistics: by the name of the value that a target reads; targets without stay as they are.
         plan: whose formats the error is taken under.
-        alpha: one exponent for all, or "auto": the best for each group, which needs samples of the inputs
-            (`InputStatistics.sample`).
+        alpha: one exponent for all, or "auto": the best for each group on samples of its inputs
+            (`InputStatistics.sample`); a group with fewer than two tokens of them stays as it is.
     """
     done: dict[str, Smoothing] = {}
     chosen = [target for target in targets if isinstance(plan.get(target.name), IntegerFormat)]
