@@ -276,7 +276,8 @@ def _show_measurement(console: Console, measured: Measurement) -> None:
         )
     ]
     if measured.metric is not None:
-        metric, unit = measured.metric, "tokens" if measured.divergence is not None else "labelled"
+        metric = measured.metric
+        unit = "tokens" if metric.name == "perplexity" else "labelled"
         facts.append((metric.name, f"{metric.before:.4f} -> {metric.after:.4f} ({metric.samples:,} {unit})"))
     if measured.divergence is not None:
         facts += _divergence(measured.divergence)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
@@ -14,8 +16,7 @@ from onnxkit.quantize.options import checked
 from onnxkit.quantize.search.allocation import items_of, within_budget
 from onnxkit.quantize.search.quality import Gates, Quality
 from onnxkit.quantize.search.units import Layer, units_of
-from tests.generating_models import language_model
-from tests.quantize.graphs import mlp_dir
+from tests.quantize.graphs import mlp_dir, proto, random
 
 
 class Heard(Progress):
@@ -88,16 +89,30 @@ def test_slow_blocks_are_said_of_products_only(tmp_path):
     assert told == [True, False]
 
 
-def test_what_a_table_and_its_head_share_counts_once(tmp_path: Path):
-    source = language_model(tmp_path / "in")
-    wanted = QuantizeOptions(scheme="int4-weight", include=(".",), threads=1, measure=False)
-    report = quantize_model(source, tmp_path / "out", wanted)
-    sharing = [layer for layer in report.quantized if layer.shares is not None]
-    names = {layer.name: layer for layer in report.quantized}
-    assert all(names[str(layer.shares)].parameters == layer.parameters for layer in sharing)
-    stored = [layer for layer in report.quantized if layer.shares is None]
-    bits = sum(layer.bits_per_weight * layer.parameters for layer in stored)
-    assert report.bits_per_weight == pytest.approx(bits / sum(layer.parameters for layer in stored))
+def tied_dir(path: Path) -> Path:
+    """ids [B,S] -> table -> product with the table's transpose -> y [B,S,64]."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["h"], name="table"),
+        helper.make_node("Transpose", ["table"], ["t"], name="t", perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "t"], ["y"], name="head"),
+    ]
+    inputs = {"input_ids": ["batch", "sequence"]}
+    path.mkdir()
+    model = proto(nodes, {"table": random(64, 32)}, inputs=inputs, ids=True)
+    onnx.save(model, path / "model.onnx")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int4-weight"])
+def test_what_a_table_and_its_head_share_counts_once(tmp_path: Path, scheme: str):
+    wanted = QuantizeOptions(scheme=scheme, include=(".",), threads=1, measure=False)
+    report = quantize_model(tied_dir(tmp_path / "in"), tmp_path / "out", wanted)
+    assert {layer.name: layer.shares for layer in report.quantized} == {"table": None, "head": "table"}
+    model = onnx.load(tmp_path / "out/model.onnx")
+    kinds = (TensorProto.INT8, TensorProto.UINT8)
+    codes = [t for t in model.graph.initializer if t.data_type in kinds and len(t.dims) > 1]
+    assert sum(len(t.raw_data) for t in codes) == 64 * 32  # one copy, 8 bits
+    assert report.bits_per_weight == report.quantized[0].bits_per_weight
 
 
 def test_an_exclusion_file_that_cannot_be_read_is_named(tmp_path):
