@@ -65,6 +65,7 @@ class Workshop:
         self.model, self.scheme, self.options = model, scheme, options
         self.hardware: Hardware = hardware_for(options.target)
         self.changes: list[Change] = []
+        self._unwritten: dict[str, dict[str, Target]] = {}  # what `error` looks at: hundreds of times
         self.ranges: dict[str, Mapping[str, Range]] = {}
         self.books = {name: CodeBook() for name in self.files}
         graphs = {name: self._load(name) for name in self.files}
@@ -165,6 +166,7 @@ class Workshop:
                 repeat(model, targets, done)
 
         self.changes.append(change)
+        self._unwritten.pop(component, None)
 
     def _correct(self, component: str, found: FloatGraph, plan: Plan) -> None:
         """Add the mean of what integer weights do to a layer's output to its bias (Nagel et al. 2019)."""
@@ -186,8 +188,9 @@ class Workshop:
             component, name: of a target.
             format: any; a layer in an integer format counts its weight only.
         """
-        target = next(each for each in self.graph(component).targets if each.name == name)
-        return layer_error(target, format, self.books[component])
+        if component not in self._unwritten:
+            self._unwritten[component] = {each.name: each for each in self.graph(component).targets}
+        return layer_error(self._unwritten[component][name], format, self.books[component])
 
     @property
     def divides(self) -> bool:

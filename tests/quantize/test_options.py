@@ -90,7 +90,7 @@ def test_slow_blocks_are_said_of_products_only(tmp_path):
 
 
 def tied_dir(path: Path) -> Path:
-    """ids [B,S] -> table -> product with the table's transpose -> y [B,S,64]."""
+    """ids [B,S] -> table -> product with the table's transpose -> y [B,S,256]."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["h"], name="table"),
         helper.make_node("Transpose", ["table"], ["t"], name="t", perm=[1, 0]),
@@ -98,7 +98,7 @@ def tied_dir(path: Path) -> Path:
     ]
     inputs = {"input_ids": ["batch", "sequence"]}
     path.mkdir()
-    model = proto(nodes, {"table": random(64, 32)}, inputs=inputs, ids=True)
+    model = proto(nodes, {"table": random(256, 32)}, inputs=inputs, ids=True)
     onnx.save(model, path / "model.onnx")
     return path
 
@@ -111,7 +111,7 @@ def test_what_a_table_and_its_head_share_counts_once(tmp_path: Path, scheme: str
     model = onnx.load(tmp_path / "out/model.onnx")
     kinds = (TensorProto.INT8, TensorProto.UINT8)
     codes = [t for t in model.graph.initializer if t.data_type in kinds and len(t.dims) > 1]
-    assert sum(len(t.raw_data) for t in codes) == 64 * 32  # one copy, 8 bits
+    assert sum(len(t.raw_data) for t in codes) == 256 * 32  # one copy, 8 bits
     assert report.bits_per_weight == report.quantized[0].bits_per_weight
 
 
