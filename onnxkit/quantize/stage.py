@@ -24,7 +24,7 @@ from onnxkit.graph.files import save_model
 from onnxkit.graph.shared_data import SharedData
 from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
-from onnxkit.quantize.check import check_runs
+from onnxkit.quantize.check import check_runs, check_weights
 from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
 from onnxkit.quantize.half import HalfName, convert, warn_of_cpu
 from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
@@ -194,6 +194,8 @@ def _learn(job: Job, samples: Samples, scratch: Path) -> Calibration | None:
     if samples.calibration is None:
         assume(job.workshop, job.progress)
         return None
+    for component in job.workshop.files:  # or the samples would be blamed
+        check_weights(job.workshop.graph(component).model, job.workshop.source(component))
     folder = scratch / "learning"
     return learn(
         job.workshop, samples.calibration, scratch=folder, runtime=job.runtime, progress=job.progress

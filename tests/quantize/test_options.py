@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
@@ -16,7 +17,7 @@ from onnxkit.quantize.options import checked
 from onnxkit.quantize.search.allocation import items_of, within_budget
 from onnxkit.quantize.search.quality import Gates, Quality
 from onnxkit.quantize.search.units import Layer, units_of
-from tests.quantize.graphs import mlp_dir, proto, random
+from tests.quantize.graphs import mlp, mlp_dir, proto, random
 
 
 class Heard(Progress):
@@ -145,3 +146,26 @@ def test_logarithmic_codes_are_told_from_half_precision(tmp_path, scheme):
     )  # fmt: skip
     with pytest.raises(InputError, match="its weights are logarithmic codes"):
         quantize_model(tmp_path / "log", tmp_path / "out", QuantizeOptions(threads=1))
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "int4-weight"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weight: np.where(weight == weight.max(), np.nan, weight),
+            "'up.weight', which layer 'layer.up'",
+        ),
+        (lambda weight: weight * 1e30, "squares float32 does not hold"),
+    ],
+)
+def test_with_samples_a_bad_weight_is_what_is_blamed(tmp_path, scheme, change, message):
+    model = mlp()
+    stored = next(each for each in model.graph.initializer if each.name == "up.weight")
+    changed = change(numpy_helper.to_array(stored)).astype(np.float32)
+    stored.CopyFrom(numpy_helper.from_array(changed, stored.name))
+    (tmp_path / "in").mkdir()
+    onnx.save(model, tmp_path / "in/model.onnx")
+    wanted = QuantizeOptions(scheme=scheme, calibration="random", include=(".",), threads=1)
+    with pytest.raises(InputError, match=message):
+        quantize_model(tmp_path / "in", tmp_path / "out", wanted)

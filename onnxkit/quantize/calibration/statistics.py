@@ -106,7 +106,14 @@ def gather(made: Iterable[Run], widths: dict[str, int], *, hessians: bool) -> di
             one.add(checked(run, name).reshape(-1, widths[name]))
     if not seen and widths:
         raise InputError("the calibration set is empty")
-    return {name: one.result() for name, one in sums.items()}
+    found = {name: one.result() for name, one in sums.items()}
+    for name, each in found.items():
+        if not np.isfinite(each.mean_square).all():
+            raise InputError(
+                f"the calibration set makes values of up to {each.absmax.max():.1e} in '{name}', whose "
+                "squares float32 does not hold: check the samples and the weights"
+            )
+    return found
 
 
 class _Sums:
@@ -164,7 +171,8 @@ class _Sums:
 
     def _multiply(self, x: Floats) -> None:
         if self._hessian is not None:
-            self._hessian += x.T @ x  # numpy makes one triangle of it (syrk)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused in the end
+                self._hessian += x.T @ x  # numpy makes one triangle of it (syrk)
 
 
 class _Sample:
