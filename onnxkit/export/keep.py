@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxkit.export.packed import Array, PackedWeight
 from onnxkit.export.report import KeptQuantization
 from onnxkit.graph import nbits
 from onnxkit.graph.edit import Editor, Writer
+from onnxkit.safety import read_model
 
 CONTRIB = "com.microsoft"
 
@@ -68,7 +68,7 @@ def keep_blocks(model: ir.Model, packed: Mapping[str, PackedWeight]) -> Kept:
 
 def set_accuracy_level(path: Path, level: int) -> None:
     """Let every MatMulNBits of a written graph compute in the type of this accuracy level."""
-    model = onnx.load(path, load_external_data=False)
+    model = read_model(path)
     for node in model.graph.node:
         if node.op_type == "MatMulNBits" and node.domain == CONTRIB:
             next(each for each in node.attribute if each.name == "accuracy_level").i = level

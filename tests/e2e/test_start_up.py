@@ -81,7 +81,7 @@ def test_shell_completion_knows_commands_options_and_choices() -> None:
         return succeed(env=env).out.split()
 
     assert complete("onnxkit qu") == ["quantize"]
-    assert complete("onnxkit quantize --calib") == ["--calibration"]
+    assert complete("onnxkit quantize --calibration-") == ["--calibration-cache"]
     assert complete("onnxkit quantize a b --scheme int8-s") == ["int8-static"]
     assert "onnxkit" in succeed("--show-completion", "bash").out
 
