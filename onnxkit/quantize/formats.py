@@ -88,6 +88,11 @@ class BlockFormat:
         zeros = 0 if self.symmetric else 8 * -(-blocks * self.bits // 8)
         return (blocks * (self.size * self.bits + _SCALE_BITS) + zeros) / depth
 
+    @property
+    def codes(self) -> BlockFormat:
+        """Without what the codes do not depend on: the key under which they are kept."""
+        return dataclasses.replace(self, accuracy_level=0)
+
     def describe(self) -> str:
         """In plain words, for reports."""
         zero = "symmetric" if self.symmetric else "with zero points"

@@ -34,11 +34,11 @@ from onnxkit.quantize.options import QuantizeOptions, checked
 from onnxkit.quantize.outcome import Outcome
 from onnxkit.quantize.report import Calibration, KeptLayer, Measurement, QuantizeReport
 from onnxkit.quantize.reporting import history, make_report
+from onnxkit.quantize.schemes import Scheme
 from onnxkit.quantize.search.analysis import Analysis, layer_rows, write_analysis
-from onnxkit.quantize.search.decide import Decision
+from onnxkit.quantize.search.decide import Decision, sensitivity_of
 from onnxkit.quantize.search.quality import Gates
 from onnxkit.quantize.search.searching import Searcher, check_limits, gates, layers_of
-from onnxkit.quantize.search.sensitivity import measure_sensitivity
 from onnxkit.quantize.search.units import units_of
 from onnxkit.quantize.select import left_out
 from onnxkit.quantize.workshop import SHARED, Workshop
@@ -71,13 +71,9 @@ def quantize_model(
         ResourceError: disk or memory.
     """
     started = time.perf_counter()
-    options, progress = options or QuantizeOptions(), progress or Progress()
-    scheme = checked(options)
-    check_apart(source, out)
-    check_target(out, overwrite=options.overwrite)
-    model = ModelDir.open(Path(source), task=options.task)
-    check_genai_task(model.task, wanted=options.genai_config)
-    job = Job(workshop=Workshop(model, scheme, options), progress=progress)
+    options = options or QuantizeOptions()
+    job = _opened(source, out, options, checked(options), progress)
+    model = job.model
     with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
         outcome = _write(job, Path(out), staging)
         copy_companions(model, staging)
@@ -120,12 +116,9 @@ def analyze_model(
         UsageError, InputError, ResourceError: as `quantize_model`.
     """
     started = time.perf_counter()
-    options, progress = options or QuantizeOptions(), progress or Progress()
-    scheme = checked(options, analyze=True)
-    check_apart(source, out)
-    check_target(out, overwrite=options.overwrite)
-    model = ModelDir.open(Path(source), task=options.task)
-    job = Job(workshop=Workshop(model, scheme, options), progress=progress)
+    options = options or QuantizeOptions()
+    job = _opened(source, out, options, checked(options, analyze=True), progress)
+    model = job.model
     with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
         scratch = staging / ".scratch"
         try:
@@ -146,6 +139,17 @@ def analyze_model(
     return analysis
 
 
+def _opened(
+    source: str | Path, out: str | Path, options: QuantizeOptions, scheme: Scheme, progress: Progress | None
+) -> Job:
+    """Refuse what cannot end well, then open the model."""
+    check_apart(source, out)
+    check_target(out, overwrite=options.overwrite)
+    model = ModelDir.open(Path(source), task=options.task)
+    check_genai_task(model.task, wanted=options.genai_config)
+    return Job(workshop=Workshop(model, scheme, options), progress=progress or Progress())
+
+
 def _analyze(job: Job, out: Path, scratch: Path, started: float) -> Analysis:
     samples = read_samples(job)
     yardstick = choose_yardstick(job, samples)
@@ -153,10 +157,7 @@ def _analyze(job: Job, out: Path, scratch: Path, started: float) -> Analysis:
     plans = job.workshop.plans(data=samples.calibration is not None)
     units = units_of(layers_of(job.workshop, plans))
     with _searcher(job, samples, yardstick, out, scratch).tools() as tools:
-        found = measure_sensitivity(
-            units, plans, tools.quick, job.progress,
-            prior=lambda unit: job.workshop.error(*unit.keys[0], plans[unit.keys[0][0]][unit.keys[0][1]]),
-        )  # fmt: skip
+        found = sensitivity_of(units, plans, tools)
         whole = tools.full(plans)
     return Analysis(
         out=str(out),

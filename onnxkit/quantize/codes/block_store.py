@@ -57,7 +57,7 @@ class BlockStore:
         return self._as(item, blocks, rank=2)
 
     def _as(self, item: BlockedTensor, blocks: BlockFormat, *, rank: int) -> BlockedWeight:
-        key = (item.name, item.turned, dataclasses.replace(blocks, accuracy_level=0))
+        key = (item.name, item.turned, blocks.codes)
         if key not in self._made:
             self._made[key] = self._store(item, blocks, rank)
         found = self._made[key]

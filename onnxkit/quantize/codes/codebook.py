@@ -124,7 +124,7 @@ class CodeBook:
         Raises:
             InputError: the weight holds NaN or infinity; names it and the layer.
         """
-        key = (weight.name, weight.turned, _values(blocks))
+        key = (weight.name, weight.turned, blocks.codes)
         if key not in self._kept:
             self._kept[key] = self._find(weight, blocks)
         self._kept.move_to_end(key)
@@ -167,8 +167,3 @@ class CodeBook:
 def _parts(weight: Array) -> Iterator[Array]:
     """Slices, and their largest magnitudes, take little memory; NaN is the largest of all."""
     return (weight[part] for part in blocks_of_rows(weight.shape[0], math.prod(weight.shape[1:])))
-
-
-def _values(blocks: BlockFormat) -> BlockFormat:
-    """Without what the codes do not depend on."""
-    return dataclasses.replace(blocks, accuracy_level=0)

@@ -157,7 +157,7 @@ class Bench:
         return evaluate_slices(predictor, samples)
 
     def _opened(self, path: Path) -> ModelDir:
-        """The directory as a model. A variant is our own work and is not vetted: its weights may be links."""
+        """The directory as a model. A variant is our own work and is not vetted."""
         if path == self.model.path:
             return self.model
         single = len(self.model.components) == 1

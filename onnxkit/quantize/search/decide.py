@@ -64,7 +64,7 @@ def decide(units: Sequence[Unit], plans: Plans, gates: Gates, tools: Tools) -> D
     sensitivities: list[Sensitivity] = []
 
     def path() -> Sequence[Step]:
-        sensitivities.append(_sensitivity(units, plans, tools))
+        sensitivities.append(sensitivity_of(units, plans, tools))
         return release_path(plans, [each.unit for each in sensitivities[0].units])
 
     found = search(Step(label="everything quantized", plans=plans), path, tools.full, gates, tools.progress)
@@ -93,7 +93,7 @@ def decide_mixed(
     """
     cheapest = {unit: min(candidates[unit], key=lambda each: _bits(unit, each)) for unit in units}
     base = _plans(cheapest)
-    found = _sensitivity([unit for unit in units if cheapest[unit] is not None], base, tools)
+    found = sensitivity_of([unit for unit in units if cheapest[unit] is not None], base, tools)
     noises = {**dict.fromkeys(units, 0.0), **found.noise_of()}
     items = items_of(units, candidates.__getitem__, noises, tools.error_of)
     if not gates:
@@ -121,7 +121,8 @@ def _decision(units: Sequence[Unit], found: Found, sensitivity: Sensitivity | No
     )
 
 
-def _sensitivity(units: Sequence[Unit], plans: Plans, tools: Tools) -> Sensitivity:
+def sensitivity_of(units: Sequence[Unit], plans: Plans, tools: Tools) -> Sensitivity:
+    """Find what each unit costs in the format that `plans` give it."""
     return measure_sensitivity(units, plans, tools.quick, tools.progress, prior=_prior(plans, tools.error_of))
 
 
@@ -150,4 +151,4 @@ def _plans(chosen: Mapping[Unit, Format | None]) -> Plans:
     return plans
 
 
-__all__ = ["Decision", "Tools", "decide", "decide_mixed"]
+__all__ = ["Decision", "Tools", "decide", "decide_mixed", "sensitivity_of"]

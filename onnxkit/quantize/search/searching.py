@@ -89,7 +89,8 @@ class Searcher:
         return journal.trial(measure, "quick" if quick else "full")
 
     def _error_of(self, unit: Unit, format: Format) -> float:
-        return sum(self.workshop.error(component, name, format) for component, name in unit.keys[:1])
+        component, name = unit.keys[0]
+        return self.workshop.error(component, name, format)
 
     def _candidates(self, unit: Unit, *, floats: bool) -> Sequence[Format | None]:
         """4 and 8 bits; a limit may ask for float, too."""
