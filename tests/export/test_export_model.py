@@ -20,18 +20,10 @@ from onnxkit.graph import portable
 from onnxkit.graph.files import load_model
 from onnxkit.graph.regions import find_regions
 from onnxkit.measure import verify_model
-from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, open_session
+from tests.heard import Heard
 
 Tiny = Callable[[str], Path]
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def export(source: Path, out: Path, **options: Any) -> ExportReport:

@@ -20,20 +20,12 @@ from onnxkit.errors import GateFailed, InputError, UsageError
 from onnxkit.export import ExportOptions, ExportReport, checking, export_model, generation
 from onnxkit.measure import verify_model
 from onnxkit.measure.geometry import Geometry
-from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, TensorSpec, open_session
+from tests.heard import Heard
 from tests.tiny_models import BY_NAME, save_tiny
 
 Tiny = Callable[[str], Path]
 ONE = RuntimeOptions(threads=1)
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def export(source: Path, out: Path, **options: Any) -> ExportReport:

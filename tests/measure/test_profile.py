@@ -13,26 +13,14 @@ from onnxkit.measure import ProfileOptions, profile_model
 from onnxkit.measure.children import Child
 from onnxkit.measure.operators import operator_table, read_trace
 from onnxkit.measure.profile import _budgets
-from onnxkit.progress import Progress
 from onnxkit.runtime.cuda import examine_cuda
+from tests.heard import Heard
 
 QUICK: dict[str, Any] = {"runs": 6, "warmup": 1}
 
 
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 def test_a_grid_side_by_side(text_dir: Path, tmp_path: Path) -> None:
-    notes = Notes()
+    notes = Heard()
     options = ProfileOptions(batch=(2, 1), sequence=(8,), threads=(1,), padding="right", **QUICK)
     report = profile_model([text_dir, text_dir / "model.onnx"], options, progress=notes)
     first, second = report.models
@@ -50,7 +38,7 @@ def test_a_grid_side_by_side(text_dir: Path, tmp_path: Path) -> None:
     assert compared is not None and compared.paired > 0 and compared.baseline.startswith(str(text_dir))
     assert sum(row.share for row in single.operators) == pytest.approx(1.0)
     assert {row.op for row in single.operators} >= {"Cast", "Unsqueeze"}
-    assert any("1 thread (requested)" in line for line in notes.lines)
+    assert any("1 thread (requested)" in line for line in notes.notes)
     json.dumps(report.to_dict(), allow_nan=False)
 
 

@@ -14,25 +14,10 @@ from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, quantize_model
 from onnxkit.quantize.calibration.calibrators import CALIBRATORS
 from tests.generating_models import TEMPLATE, language_model, translator
+from tests.heard import Heard
 from tests.quantize.graphs import ONE, mlp_dir, random
 
 TEXTS = ["the cat sat on the mat", "where is anna", "a good film in paris", "berlin, new york"]
-
-
-class Heard(Progress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep it."""
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        """Keep it."""
-        self.warnings.append(text)
 
 
 def quantize(source: Path, out: Path, progress: Progress | None = None, **options):

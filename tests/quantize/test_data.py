@@ -21,21 +21,11 @@ from onnxkit.quantize.calibration.raw import single_rows
 from onnxkit.quantize.calibration.token_rows import token_rows
 from onnxkit.runtime import TensorSpec
 from tests.generating_models import TEMPLATE, language_model, letters, translator
+from tests.heard import Heard
 from tests.model_dirs import image_dir, table, text_dir
 from tests.quantize.graphs import ONE, mlp_dir, random
 
 TEXTS = ["the cat sat", "where is anna ?", "a good film"]
-
-
-class Heard(Progress):
-    """Keeps what it is warned of."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        """Keep it."""
-        self.warnings.append(text)
 
 
 def read(path: Path | str, model: ModelDir, **options) -> DataSet:

@@ -10,22 +10,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxkit.errors import InputError, UsageError
-from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
 from onnxkit.quantize.formats import BlockFormat
 from onnxkit.quantize.options import checked
 from onnxkit.quantize.search.allocation import items_of, within_budget
 from onnxkit.quantize.search.quality import Gates, Quality
 from onnxkit.quantize.search.units import Layer, units_of
+from tests.heard import Heard
 from tests.quantize.graphs import mlp, mlp_dir, proto, random
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.mark.parametrize(

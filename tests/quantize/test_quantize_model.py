@@ -14,27 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxkit.artifact import Invocation, ModelDir
 from onnxkit.errors import GateFailed, InputError, UsageError
 from onnxkit.graph import files
-from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, judge, quantize_model
 from onnxkit.quantize.report import SpeedChange
 from onnxkit.runtime import import_onnxruntime, open_session
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
+from tests.heard import Heard
 from tests.model_dirs import VOCABULARY, WORDS, save_graph, save_tokenizer
 from tests.quantize.graphs import ONE, cosine, mlp_dir, random
-
-
-class Heard(Progress):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(autouse=True)
