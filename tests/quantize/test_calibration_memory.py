@@ -16,13 +16,14 @@ from tests.quantize.graphs import mlp
 WIDTH, INNER, TOKENS = 256, 2048, 512
 
 CHILD = """
-import json, resource, sys
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from onnxkit.artifact import ModelDir
 from onnxkit.graph.files import load_model
+from onnxkit.machine import peak_memory_bytes
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.ranges import calibrate
 from onnxkit.quantize.calibration.data import read_data
@@ -43,7 +44,7 @@ calibrate(
     graph, targets, data, calibrator=calibrator, scratch=folder / "scratch",
     runtime=RuntimeOptions(threads=1), progress=Progress(),
 )
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory_bytes() / 2**20)  # getrusage would count what the parent had at its fork
 """
 
 
