@@ -47,6 +47,11 @@ class Cpu:
     isa: tuple[str, ...]
 
     @property
+    def x86(self) -> bool:
+        """Whether it is an x86 CPU."""
+        return not _X86.isdisjoint(self.isa)
+
+    @property
     def vnni(self) -> bool:
         """Whether the CPU multiplies int8 pairs and adds them in 32 bits in one instruction."""
         return not _VNNI.isdisjoint(self.isa)
@@ -54,7 +59,7 @@ class Cpu:
     @property
     def saturates(self) -> bool:
         """Whether u8 x s8 products saturate in 16 bits (x86 without VNNI: `vpmaddubsw`)."""
-        return not _X86.isdisjoint(self.isa) and not self.vnni
+        return self.x86 and not self.vnni
 
 
 @dataclass(frozen=True, kw_only=True)

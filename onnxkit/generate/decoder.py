@@ -7,6 +7,7 @@ for those that know a window or an offset by slots.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ from onnxkit.generate.cache import Array, Cache, GrowingCache, SharedCache
 from onnxkit.generate.encoder import Cross
 from onnxkit.generate.huge_pages import HugePages
 from onnxkit.generate.roles import roles_of
+from onnxkit.machine import cpu
 from onnxkit.runtime import RuntimeOptions, Session, array_of, bits_dtype, open_session
 
-# Tokens of one run of a long prompt: more only costs memory (an attention matrix of chunk x total a head).
-CHUNK = 512
+# Tokens of one run of a long prompt: of more, attention computes scores that the causal mask drops, and its
+# matrix, chunk x total a head, leaves the caches; of fewer, the linears slow down (docs/benchmarks.md).
+CHUNK = 256
 
 
 class Decoder:
@@ -59,7 +62,8 @@ class Decoder:
             InputError: no decoder with a cache, or an input whose meaning is unknown.
             EnvironmentProblem, ResourceError: as `open_session`.
         """
-        return cls(open_session(file, runtime), config, stepwise=stepwise)
+        options = dataclasses.replace(runtime, whole_scores=cpu().x86)
+        return cls(open_session(file, options), config, stepwise=stepwise)
 
     @property
     def slot_bytes(self) -> int:

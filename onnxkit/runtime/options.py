@@ -20,6 +20,9 @@ class RuntimeOptions:
         threads: threads of one operator; None takes the usable cores (affinity, cgroup quota).
         graph_optimization: how much ONNX Runtime itself rewrites the graph while loading.
         profile_prefix: where ONNX Runtime writes its trace; None writes none.
+        whole_scores: let GroupQueryAttention compute on the CPU with a matrix of scores for each head
+            instead of tiles: faster for a token, and for a chunk of a prompt; memory grows with the chunk
+            times all tokens. ONNX Runtime's own variable ORT_GQA_DISABLE_FLASH_ATTENTION overrides it.
     """
 
     ep: str = "cpu"
@@ -27,6 +30,7 @@ class RuntimeOptions:
     threads: int | None = None
     graph_optimization: GraphOptimization = "all"
     profile_prefix: Path | None = None
+    whole_scores: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ _LEVELS = {
 }
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+_NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 
 # How a provider says that it cannot start, as against a model that cannot be loaded.
 _START_FAILURES = ("CUDA failure", "CUDNN_STATUS", "CUDA error", "Please install")
@@ -179,7 +183,8 @@ def open_session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile_prefix)
     started = time.perf_counter()
-    handle = _create(ort, model, label, settings, provider, options.ep_options)
+    with _whole_scores(options.whole_scores):
+        handle = _create(ort, model, label, settings, provider, options.ep_options)
     load_ms = (time.perf_counter() - started) * 1e3
     return Session(handle, model=label, provider=provider, threads=threads, load_ms=load_ms)
 
@@ -191,6 +196,19 @@ def session_options(ort: Any, *, threads: int, level: GraphOptimization) -> Any:
     settings.intra_op_num_threads = threads
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
     return settings
+
+
+@contextlib.contextmanager
+def _whole_scores(wanted: bool) -> Iterator[None]:
+    """Choose GroupQueryAttention's kernel: ONNX Runtime reads the environment while it makes one."""
+    if not wanted or _NO_TILES in os.environ:
+        yield
+        return
+    os.environ[_NO_TILES] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_NO_TILES]
 
 
 def _create(

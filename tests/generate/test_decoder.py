@@ -91,7 +91,7 @@ def test_long_inputs_are_run_in_chunks(decoder: Decoder, monkeypatch: pytest.Mon
     (text,) = random_ids(2, 40)
     batch, logits = decoder.prefill([text], announced=(1, 40))
     check(logits, [text])
-    assert batch.used == 40 and CHUNK == 512
+    assert batch.used == 40
 
 
 def test_a_buffer_grows_beyond_what_was_announced() -> None:

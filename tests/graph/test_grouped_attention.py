@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnxkit.runtime import RuntimeOptions, open_session
 from tests.decoder_graphs import DecoderSpec, build_decoder, feeds
 
 ONE = RuntimeOptions(threads=1)
+NO_TILES = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 PADDED = {
     "llama": DecoderSpec(),
     "length from the past's shape": DecoderSpec(past_shape=True),
@@ -105,15 +107,38 @@ def test_the_masks_and_lengths_of_all_layers_are_made_once():
     assert len(attentions) == 3
     for position in (5, 6, 10):  # seqlens_k, total_sequence_length, attention_bias
         assert len({node.inputs[position] for node in attentions}) == 1
-    turns = [node for node in model.graph if node.op_type == "RotaryEmbedding"]
-    assert len({node.inputs[2] for node in turns}) == 1
+    turns = [node for node in model.graph if node.op_type == "RotaryEmbedding" and node.outputs[0].uses()]
+    for position in (2, 3):  # the keys' table, and the queries', which is scaled
+        assert len({node.inputs[position] for node in turns}) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "means"),
+    [
+        (DecoderSpec(), "RotaryEmbedding"),
+        (DecoderSpec(heads_first=True), "Mul"),
+        (DecoderSpec(rotary=False), "Mul"),
+    ],
+    ids=["rotated", "heads first", "not rotated"],
+)
+def test_on_the_cpu_queries_are_scaled_instead_of_scores(spec, means):
+    model = build_decoder(spec)
+    lower(model, ort_cpu.LOWERINGS)
+    attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    for node in attentions:
+        assert node.attributes["scale"].as_float() == 1.0
+        made = node.inputs[0].producer()
+        while made.op_type in ("Reshape", "Transpose"):
+            made = made.inputs[0].producer()
+        assert made.op_type == means
+    assert len(attentions) == spec.layers
 
 
 # What ONNX Runtime's operator does by itself: why the lowering is as it is. Should one of these fail with a
 # new version, the lowering may become simpler.
 
 
-def attention(inputs: Mapping[str, np.ndarray], names: Sequence[str], **attributes):
+def attention(inputs: Mapping[str, np.ndarray], names: Sequence[str], options=ONE, **attributes):
     """Run one GroupQueryAttention of two heads over one, of width 16."""
     kinds = {"f": TensorProto.FLOAT, "i": TensorProto.INT64}
     infos = [
@@ -132,7 +157,7 @@ def attention(inputs: Mapping[str, np.ndarray], names: Sequence[str], **attribut
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_graph([node], "g", infos, outputs)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    return open_session(model.SerializeToString(), ONE).run(dict(inputs))
+    return open_session(model.SerializeToString(), options).run(dict(inputs))
 
 
 PLAIN = ("query", "key", "value", "past_key", "past_value", "lengths", "total")
@@ -188,3 +213,16 @@ def test_runtime_writes_into_a_longer_buffer_and_returns_all_of_it():
     assert got["k"].shape == (1, 1, 12, 16)
     np.testing.assert_allclose(got["o"], right["o"], atol=1e-6)
     np.testing.assert_array_equal(got["k"][:, :, :6], right["k"])
+
+
+def test_whole_scores_choose_the_kernel_for_one_session_only(monkeypatch):
+    given = one_call(rows=1, new=1, past=99)
+    whole = RuntimeOptions(threads=1, whole_scores=True)
+    tiled = attention(given, PLAIN)["o"]
+    chosen = attention(given, PLAIN, whole)["o"]
+    np.testing.assert_allclose(chosen, tiled, atol=1e-6)
+    assert (chosen != tiled).any()  # another order of the sums
+    assert NO_TILES not in os.environ
+    monkeypatch.setenv(NO_TILES, "0")
+    np.testing.assert_array_equal(attention(given, PLAIN, whole)["o"], tiled)
+    assert os.environ[NO_TILES] == "0"
