@@ -98,7 +98,7 @@ def _lengths(draft: Draft) -> tuple[ir.Value, ir.Value]:
     total = draft.shared((_total(draft), "int32"), "Cast", [_total(draft)], to=_INT32)
     one = draft.constant(np.array([1], np.int32))
     last = draft.shared((total, "last"), "Sub", [total, one])
-    batch = draft.shared((total, "batch"), "Shape", [draft.region.inputs["q"]], start=0, end=1)
+    batch = draft.shared((total, "batch"), "Shape", [draft.region.inputs["k"]], start=0, end=1)
     return (
         draft.shared((last, batch), "Expand", [last, batch]),
         draft.shared((total, "scalar"), "Squeeze", [total]),
@@ -150,7 +150,7 @@ def _bias(draft: Draft) -> ir.Value | None:
 def _per_query(draft: Draft, added: ir.Value) -> ir.Value:
     """The queries' and keys' axes written out: the operator does not broadcast them."""
     axis = 1 if draft.region.attrs["layout"] == "bsh" else 2
-    queries = draft.shared((added, "queries"), "Shape", [draft.region.inputs["q"]], start=axis, end=axis + 1)
+    queries = draft.shared((added, "queries"), "Shape", [draft.region.inputs["k"]], start=axis, end=axis + 1)
     shape = draft.shared((added, "shape"), "Concat", [_ints(draft, 1, 1), queries, _total(draft)], axis=0)
     return draft.shared((added, "wide"), "Expand", [added, shape])
 

@@ -1,4 +1,4 @@
-"""Linears that read the same input become one: a decode step is as fast as its weights are read."""
+"""Narrow linears that read the same input become one: a decode step is as fast as its weights are read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from onnxkit.graph.fusions import Fusion, attends_to_cache
 def pack_linears(model: ir.Model) -> int:
     """MatMuls of one value with weights of their own → one MatMul and a Split, in graphs with a cache.
 
-    Query, key and value, and a gated MLP's gate and up. Their biases, where all have one, are packed as well.
-    What it wins stands in `ort_cpu`.
+    Query, key and value. Their biases, where all have one, are packed as well. What is wider than its input,
+    a gated MLP's gate and up, gains nothing for a token, and pays the Split's copies for a prompt: 8 % with int8
+    products, 5 % with int4 weights. What it wins otherwise stands in `ort_cpu`.
     Returns how many were packed. The new node's name joins theirs: `…self_attn.q_proj,k_proj,v_proj`.
     """
     if not attends_to_cache(model):
@@ -36,7 +37,10 @@ def pack_linears(model: ir.Model) -> int:
 def _packable(node: ir.Node) -> bool:
     if node.op_type != "MatMul" or node.domain != "" or node.inputs[0] is None:
         return False
-    return _own(node.inputs[1], 2) and not node.outputs[0].is_graph_output()
+    if not _own(node.inputs[1], 2) or node.outputs[0].is_graph_output():
+        return False
+    weight = node.inputs[1].const_value.shape.numpy()  # type: ignore[union-attr]
+    return bool(weight[1] <= weight[0])
 
 
 def _own(value: ir.Value | None, rank: int) -> bool:
@@ -116,5 +120,5 @@ def _side_by_side(graph: ir.Graph, name: str, values: Sequence[ir.Value | None],
 PACKED_LINEARS = Fusion(
     name="packed-linears",
     apply=pack_linears,
-    summary="linears of one input in a decoder (q, k, v; gate, up) → one MatMul and a Split",
+    summary="linears of one input in a decoder (q, k, v) → one MatMul and a Split",
 )

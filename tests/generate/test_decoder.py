@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxkit.errors import InputError
-from onnxkit.generate.decoder import CHUNK, Batch, Decoder, as_float32
+from onnxkit.generate.decoder import Batch, Decoder, as_float32
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.generate import decoder_graphs as graphs
 
