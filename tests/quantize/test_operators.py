@@ -237,3 +237,26 @@ def test_rows_have_scales_of_their_own():
     for row in range(3):
         np.testing.assert_allclose(got[row], right[row], atol=0.03 * np.abs(right[row]).max())
     np.testing.assert_allclose(got[2], bias, atol=1e-6)
+
+
+@pytest.mark.parametrize("read_twice", [False, True], ids=["gated", "gated, read twice"])
+def test_a_gated_product_leaves_its_factor_to_the_next(read_twice):
+    """Of `down(sigmoid(gate(x)) · up(x))` the factor of `up` is none of the graph's wide passes."""
+    weights = {"g": random(8, 16), "u": random(8, 16, seed=1), "d": random(16, 8, seed=2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "g"], ["a"], name="gate"),
+        helper.make_node("MatMul", ["x", "u"], ["b"], name="up"),
+        helper.make_node("Sigmoid", ["a"], ["s"], name="act"),
+        helper.make_node("Mul", ["s", "b"], ["m"], name="gated"),
+        helper.make_node("MatMul", ["m", "d"], ["y"], name="down"),
+    ]
+    nodes += [helper.make_node("Neg", ["b"], ["z"], name="neg")] if read_twice else []
+    model = proto(nodes, weights, inputs={"x": [3, 8]}, outputs=["y", "z"][: 1 + read_twice])
+    made, _ = quantized(model, rows=True)
+    x = random(3, 8, seed=3) * np.float32([[1], [1000], [0]])
+    right, got = (session(each).run({"x": x}) for each in (model, made))
+    for name, array in right.items():
+        for row in range(3):
+            np.testing.assert_allclose(got[name][row], array[row], atol=0.04 * np.abs(array[row]).max())
+    wide = [node for node in made.graph.node if node.op_type == "Mul" and node.name == "up"]
+    assert len(wide) == read_twice
