@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.graph.lowering import MICROSOFT, Draft, NotApplicable
+from onnxkit.graph.ort_shared import scaled
 
 _INT32 = int(ir.DataType.INT32)
 
@@ -35,12 +36,10 @@ def grouped_query_attention(draft: Draft, *, scale_queries: bool = False) -> dic
     _require(attrs["head_dim"] % 8 == 0, f"heads of {attrs['head_dim']}: the operator takes multiples of 8")
     heads, kv_heads = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
     scale = float(attrs["scale"])
-    scale_queries = scale_queries and scale != 1.0
-    queries, scaled = _scaled_rotation(draft, scale) if scale_queries else (inputs["q"], False)
-    q = _dense(draft, "q", queries)
+    queries = inputs["q"]
     if scale_queries:
-        q = q if scaled else draft.add("Mul", [q, draft.constant(np.array(scale, np.float32))], name="scaled")
-        scale = 1.0
+        queries, scale = _scaled_rotation(draft, scale) or scaled(draft, queries, scale), 1.0
+    q = _dense(draft, "q", queries)
     k, v = (_dense(draft, role, inputs[role]) for role in "kv")
     lengths, total = _lengths(draft)
     bias = _bias(draft)
@@ -61,21 +60,21 @@ def grouped_query_attention(draft: Draft, *, scale_queries: bool = False) -> dic
     return made
 
 
-def _scaled_rotation(draft: Draft, scale: float) -> tuple[ir.Value | None, bool]:
-    """The queries, and whether they are scaled: rotated by scaled tables, which all layers share.
+def _scaled_rotation(draft: Draft, scale: float) -> ir.Value | None:
+    """The queries rotated by scaled tables, which all layers share: a rotation is linear.
 
-    A rotation is linear. One that only turns a part of each head leaves the rest as it is, and is left alone.
+    None for what is not rotated, and for a rotation of a part of each head, which leaves the rest as it is.
     """
     queries = draft.region.inputs["q"]
     rotation = queries.producer() if queries is not None else None
     if rotation is None or rotation.op_type != "RotaryEmbedding" or _partial(rotation):
-        return queries, False
+        return None
     factor = draft.constant(np.array(scale, np.float32))
     x, positions, *tables = rotation.inputs
     scaled = [draft.shared((table, scale), "Mul", [table, factor]) for table in tables]
     settings = {name: attribute.value for name, attribute in rotation.attributes.items()}
     inputs = [x, positions, *scaled]
-    return draft.add("RotaryEmbedding", inputs, domain=MICROSOFT, name="rotation", **settings), True
+    return draft.add("RotaryEmbedding", inputs, domain=MICROSOFT, name="rotation", **settings)
 
 
 def _partial(rotation: ir.Node) -> bool:

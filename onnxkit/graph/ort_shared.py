@@ -99,10 +99,18 @@ def packed_attention(draft: Draft) -> ir.Value:
     return draft.microsoft("Attention", [known[0].x, weight, bias, mask], **attributes)
 
 
-def multi_head_attention(draft: Draft) -> ir.Value:
+def scaled(draft: Draft, queries: ir.Value | None, factor: float) -> ir.Value | None:
+    """The queries multiplied by what else would multiply their scores; themselves where that is 1."""
+    if factor == 1.0:
+        return queries
+    return draft.add("Mul", [queries, draft.constant(np.array(factor, np.float32))], name="scaled")
+
+
+def multi_head_attention(draft: Draft, *, scale_queries: bool = False) -> ir.Value:
     """com.microsoft.MultiHeadAttention: padding as a raw mask, any other mask as an additive bias.
 
     Keys and values of a cross-attention come as `[B,H,T,D]`, from the cache of the encoder's output.
+    `scale_queries` as for `grouped_query_attention`.
     """
     region = draft.region
     _require(region.attrs["layout"] in ("bsh", "cross"), "q, k and v are not [B,S,H]")
@@ -115,6 +123,8 @@ def multi_head_attention(draft: Draft) -> ir.Value:
     additive = [value for value in terms if value is not None and not _zero(value)]
     bias = draft.add("Add", additive, name="bias") if len(additive) > 1 else next(iter(additive), None)
     q, k, v = (region.inputs[role] for role in "qkv")
+    if scale_queries:
+        q, attributes["scale"] = scaled(draft, q, attributes["scale"]), 1.0
     return draft.microsoft("MultiHeadAttention", [q, k, v, None, mask.padding, bias], **attributes)
 
 
@@ -199,27 +209,31 @@ def rms_norm(draft: Draft) -> ir.Value:
 
 
 def rotary(draft: Draft) -> ir.Value:
-    """com.microsoft.RotaryEmbedding, whose tables are `[positions, D/2]`: cos and sin `[1 or B,S,D]` as rows.
+    """com.microsoft.RotaryEmbedding, whose tables are `[positions, R/2]`: cos and sin `[1 or B,S,R]` as rows.
 
     Row i of the table is position i of the flattened batch, and position ids are those numbers: exact for
-    positions that differ between rows, too. Both halves of cos and sin are the same by the definition of a
-    rotation by halves (RoFormer, arXiv:2104.09864).
+    positions that differ between rows, too. Both elements of a pair turn by one angle, by the definition of a
+    rotation (RoFormer, arXiv:2104.09864).
     """
     region = draft.region
-    _require(not region.attrs["interleaved"], "an interleaved rotation")
     x, cos, sin = (_present(region.inputs[role]) for role in ("x", "cos", "sin"))
-    size, dense = int(region.attrs["head_dim"]), region.attrs["layout"] == "bsh"
-    tables = [_half_table(draft, table, size) for table in (cos, sin)]
-    attributes = {"num_heads": int(region.attrs["num_heads"])} if dense else {}
-    positions = _positions(draft, cos, x)
-    return draft.microsoft("RotaryEmbedding", [x, positions, *tables], interleaved=0, **attributes)
+    size = int(region.attrs.get("rotary_dim", region.attrs["head_dim"]))
+    interleaved, partial = bool(region.attrs["interleaved"]), size < int(region.attrs["head_dim"])
+    tables = [_pair_table(draft, table, size, interleaved=interleaved) for table in (cos, sin)]
+    attributes = {"interleaved": int(interleaved)}
+    if partial or region.attrs["layout"] == "bsh":
+        attributes["num_heads"] = int(region.attrs["num_heads"])
+    if partial:
+        attributes["rotary_embedding_dim"] = size
+    return draft.microsoft("RotaryEmbedding", [x, _positions(draft, cos, x), *tables], **attributes)
 
 
-def _half_table(draft: Draft, table: ir.Value, size: int) -> ir.Value:
-    """`[1 or B,S,D]` → `[1·S or B·S, D/2]`."""
-    half = _ints(draft, size // 2)
-    left = draft.shared((table,), "Slice", [table, _ints(draft, 0), half, _ints(draft, -1)])
-    return draft.shared((left,), "Reshape", [left, _ints(draft, -1, size // 2)])
+def _pair_table(draft: Draft, table: ir.Value, size: int, *, interleaved: bool) -> ir.Value:
+    """`[1 or B,S,R]` → `[1·S or B·S, R/2]`."""
+    end, step = (size, 2) if interleaved else (size // 2, 1)
+    bounds = [_ints(draft, number) for number in (0, end, -1, step)]
+    one = draft.shared((table, step), "Slice", [table, *bounds])
+    return draft.shared((one,), "Reshape", [one, _ints(draft, -1, size // 2)])
 
 
 def _positions(draft: Draft, table: ir.Value, x: ir.Value) -> ir.Value:

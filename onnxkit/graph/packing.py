@@ -15,9 +15,9 @@ from onnxkit.graph.fusions import Fusion, attends_to_cache
 def pack_linears(model: ir.Model) -> int:
     """MatMuls of one value with weights of their own → one MatMul and a Split, in graphs with a cache.
 
-    Query, key and value. Their biases, where all have one, are packed as well. What is wider than its input,
-    a gated MLP's gate and up, gains nothing for a token, and pays the Split's copies for a prompt: 8 % with int8
-    products, 5 % with int4 weights. What it wins otherwise stands in `ort_cpu`.
+    Query, key and value. Their biases, where all have one, are packed as well. What is wider than its
+    input, a gated MLP's gate and up, gains nothing for a token, and pays the Split's copies for a prompt:
+    8 % with int8 products, 5 % with int4 weights. What it wins otherwise stands in `ort_cpu`.
     Returns how many were packed. The new node's name joins theirs: `…self_attn.q_proj,k_proj,v_proj`.
     """
     if not attends_to_cache(model):
