@@ -18,8 +18,8 @@ a shared machine:
 
 Queries are scaled, not scores: MLAS multiplies one row by a matrix in a kernel of its own where no factor is
 asked for (a token after 1,024, int4: 0.83 of the time, with `RuntimeOptions.whole_scores`; over the 1,500
-positions of a Whisper's encoder, 0.68 of the attention's). Where there is a rotation, the factor is in its tables,
-which all layers share.
+positions of a Whisper's encoder, 0.68 of the attention's). A rotation has the factor in its tables, which all
+layers share.
 
 Differences under 0.03 are noise in the table. With float32 weights, whose reading
 takes four times as long, all are.
