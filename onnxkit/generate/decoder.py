@@ -26,6 +26,9 @@ from onnxkit.runtime import RuntimeOptions, Session, array_of, bits_dtype, open_
 # Tokens of one run of a long prompt: of more, attention computes scores that the causal mask drops, and its
 # matrix, chunk x total a head, leaves the caches; of fewer, the linears slow down (docs/benchmarks.md).
 CHUNK = 256
+# Bytes that one run's attention matrix of one layer may take.
+_SCORE_BYTES = 1 << 28
+_HEADS_KEYS = ("num_attention_heads", "decoder_attention_heads", "n_head", "num_heads", "n_heads")
 
 
 class Decoder:
@@ -51,6 +54,9 @@ class Decoder:
             )
         self.vocabulary = vocabulary
         self.pages = HugePages()
+        found = (config.get(key) for key in _HEADS_KEYS)
+        kept = max(tensor.heads for tensor in self.roles.cache)
+        self._heads = next((heads for heads in found if isinstance(heads, int)), kept)
 
     @classmethod
     def open(
@@ -70,6 +76,10 @@ class Decoder:
         """Bytes that one token of one row takes: its slot, and the copy that a growing cache makes."""
         bytes_ = sum(tensor.slot_bytes for tensor in self.roles.cache)
         return bytes_ if self.roles.shared else 2 * bytes_
+
+    def chunk(self, held: int) -> int:
+        """Return how many tokens one run adds to a row that holds `held`: fewer where scores get large."""
+        return max(1, min(CHUNK, _SCORE_BYTES // (4 * self._heads * (held + CHUNK))))
 
     def batch(self, rows: int, *, announced: tuple[int, int], cross: Cross | None = None) -> Batch:
         """Return `rows` empty rows; `announced` is the most rows and slots that will probably be needed."""
@@ -142,9 +152,9 @@ class Batch:
             rows = [self._run(ids[None, place : place + 1], keep=1)[0, 0].copy() for place in range(len(ids))]
             return np.stack(rows[-keep:])
         first = 0
-        while keep == 1 and len(ids) - first > CHUNK:
-            self._run(ids[None, first : first + CHUNK], keep=1)
-            first += CHUNK
+        while keep == 1 and len(ids) - first > (size := self._decoder.chunk(self.used)):
+            self._run(ids[None, first : first + size], keep=1)
+            first += size
         last: Array = self._run(ids[None, first:], keep=keep)[0]
         return last
 

@@ -10,7 +10,7 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
 from onnxkit.generate.budget import Budget, context_limit
 from onnxkit.generate.conversation import Conversation
-from onnxkit.generate.decoder import CHUNK, Decoder
+from onnxkit.generate.decoder import Decoder
 from onnxkit.generate.draft import Draft
 from onnxkit.generate.encoder import Encoder, Inputs
 from onnxkit.generate.logits import Logits, Tokens
@@ -165,13 +165,16 @@ class Engine:
         self._budget.check_tokens(len(ids))
         cross = self.encoder.run([encoder or {}]) if self.encoder else None
         row = SingleRow(self.decoder, announced=len(ids), cross=cross)
-        size = max(1, min(CHUNK, _SCORE_BYTES // (4 * self.vocabulary)))
+        most = max(1, _SCORE_BYTES // (4 * self.vocabulary))
         scores = np.empty(len(ids) - 1, np.float32)
-        for first in range(0, len(scores), size):
+        first = 0
+        while first < len(scores):
+            size = min(most, self.decoder.chunk(first))
             given = ids[first : min(first + size, len(scores))]
             logits = row.append(given, keep=len(given))
             chosen = ids[first + 1 : first + 1 + len(given)]
             scores[first : first + len(given)] = log_softmax(logits)[np.arange(len(given)), chosen]
+            first += len(given)
         return scores
 
     def conversation(self) -> Conversation:

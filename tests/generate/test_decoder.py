@@ -226,3 +226,12 @@ def test_an_input_of_unknown_meaning_is_named() -> None:
 def test_prompts_that_the_embedding_does_not_know(decoder: Decoder) -> None:
     with pytest.raises(InputError, match="Gather"):
         decoder.prefill([ids(graphs.VOCABULARY + 5)], announced=(1, 4))
+
+
+def test_chunks_get_shorter_where_scores_get_large(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decoder.chunk(0) == 256
+    monkeypatch.setattr("onnxkit.generate.decoder._SCORE_BYTES", 4 * 300 * 9)  # one head, as the cache has
+    assert [decoder.chunk(held) for held in (0, 44, 2444, 10_000)] == [10, 9, 1, 1]
+    (text,) = random_ids(2, 40)
+    _, logits = decoder.prefill([text], announced=(1, 40))
+    check(logits, [text])
