@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # that of `typing`, which would be most of what is imported before a signal is handled
 if TYPE_CHECKING:
     from onnxkit.predictor import Predictor
 

@@ -7,6 +7,7 @@ mend it, in one line.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 
@@ -68,3 +69,14 @@ class GateFailed(OnnxkitError):
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What a message says after an unknown word: `did you mean …?` with its neighbours, or what there is."""
+    import difflib
+
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"

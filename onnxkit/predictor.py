@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
+from onnxkit.inputs import blamed
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 from onnxkit.tasks import Encoded, Record, Task, split_options, task_for
@@ -163,6 +164,9 @@ class Predictor:
         try:
             outputs = self.session.run(feeds, self.task.fetched)
         except InputError as error:
+            for row in rows if len(rows) > 1 else ():
+                with blamed(row.where):
+                    self.session.run(self.task.collate(filled(self.task, [row])), self.task.fetched)
             raise InputError(f"{rows[0].where}: {error}") from error
         if not self.task.keeps_dtypes:
             outputs = {name: as_float32(array) for name, array in outputs.items()}

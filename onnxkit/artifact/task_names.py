@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 
 RAW = "raw"
 """The task of a model that onnxkit only feeds with tensors."""
@@ -103,9 +102,7 @@ def normalize_task(name: str) -> str:
     key = _SYNONYMS.get(key, key)
     if key in TASKS or key == RAW:
         return key
-    near = difflib.get_close_matches(key, [*TASKS, *_SYNONYMS, RAW], n=3, cutoff=0.5)
-    offered = f"did you mean {', '.join(near)}?" if near else f"known tasks: {', '.join(TASKS)}"
-    raise UsageError(f"unknown task {name!r}; {offered}")
+    raise UsageError(f"unknown task {name!r}; {suggestion(key, [*TASKS, RAW, *_SYNONYMS])}")
 
 
 def task_of_architecture(architecture: str) -> str | None:

@@ -82,8 +82,7 @@ def onnxkit(
 
 
 def _prepare(argv: Sequence[str], console: Console) -> None:
-    """Set up the process: signals, and libraries that would talk over our output."""
-    interruption.install()
+    """Set up the process: libraries that would talk over our output."""
     # The options say it once they are parsed; until then, errors of the parsing need it.
     console.json = "--json" in argv
     console.debug = "--debug" in argv
@@ -98,6 +97,8 @@ def execute(argv: Sequence[str], console: Console) -> int:
     command = get_command(app)
 
     def work() -> None:
+        if console.owns_process:  # here, where what a signal raises is caught
+            interruption.install()
         with command.make_context("onnxkit", list(argv), obj=console) as ctx:
             command.invoke(ctx)
 
@@ -111,5 +112,7 @@ def main() -> NoReturn:
     console = Console(owns_process=True)
     _prepare(sys.argv[1:], console)
     code = execute(sys.argv[1:], console)
+    interruption.at_once(code)
+    exec("")  # forgets that Ctrl-C ended other code so, for which Python would kill itself in the end
     gc.freeze()  # or the interpreter searches all that an export made for cycles before it ends
     sys.exit(code)

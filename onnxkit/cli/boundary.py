@@ -55,6 +55,8 @@ def guarded(work: Callable[[], None], console: Console) -> int:
     except SystemExit as stop:  # Typer's completion ends so
         return int(stop.code or 0)
     except BaseException as error:
+        if console.owns_process:
+            interruption.at_once()
         if _closed_pipe(error):
             console.abandon_stdout()
             return 0

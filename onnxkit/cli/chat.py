@@ -18,8 +18,8 @@ import typer
 from onnxkit.cli import figures, generating, interruption
 from onnxkit.cli.console import Console
 from onnxkit.cli.groups import chosen
-from onnxkit.cli.options import reject, suggest
-from onnxkit.errors import InputError, OnnxkitError, UsageError
+from onnxkit.cli.options import reject
+from onnxkit.errors import InputError, OnnxkitError, UsageError, suggestion
 
 if TYPE_CHECKING:
     from onnxkit.generate.dialogue import Dialogue, Turn
@@ -123,7 +123,7 @@ class Session:
         word, _, rest = text.partition(" ")
         word = {"/exit": "/quit", "/bye": "/quit", "/?": "/help"}.get(word, word)
         if word not in self._commands:
-            self._console.note(f"there is no command {word}; {suggest(word, self._commands)}")
+            self._console.note(f"there is no command {word}; {suggestion(word, self._commands)}")
             word = "/help"
         self._commands[word][0](rest.strip())
 

@@ -7,6 +7,7 @@ raised again at the next word of progress.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +22,23 @@ _pending: type[BaseException] | None = None
 
 
 def install() -> None:
-    """Handle the signals of this process, but those that its parent wants ignored (nohup, `&`)."""
+    """Raise the signals of this process, but those that its parent wants ignored (nohup, `&`)."""
+    _handle(_on_signal)
+
+
+def at_once(code: int | None = None) -> None:
+    """Let them end the process where it stands: before there is anything to clean up, and when all is said.
+
+    Args:
+        code: to exit with; None: that of the signal.
+    """
+    _handle(lambda number, _: os._exit(128 + number if code is None else code))
+
+
+def _handle(handler: Callable[[int, FrameType | None], object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _on_signal)
+            signal.signal(number, handler)
 
 
 def check() -> None:

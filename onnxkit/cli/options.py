@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from onnxkit.runtime import GraphOptimization as Optimization
@@ -57,7 +56,7 @@ def option(
 def _one_of(choices: Sequence[str], name: str) -> Callable[[str | None], str | None]:
     def check(value: str | None) -> str | None:
         if value is not None and value not in choices:
-            raise UsageError(f"unknown {name.lstrip('-')} {value!r}; {suggest(value, choices)}")
+            raise UsageError(f"unknown {name.lstrip('-')} {value!r}; {suggestion(value, choices)}")
         return value
 
     return check
@@ -68,15 +67,6 @@ def _starting_with(choices: Sequence[str]) -> Callable[[str], list[str]]:
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return complete
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean …?` with the names nearest to `word`, or the whole list."""
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known are {', '.join(names)}"
 
 
 # --- what the values say --------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnxkit.measure.divergence import Divergence
     from onnxkit.quantize import QuantizeOptions
     from onnxkit.quantize.formats import Algorithm
-    from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport
+    from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport, SpeedChange
     from onnxkit.quantize.search.analysis import Analysis
     from onnxkit.quantize.search.gate import Attempt
     from onnxkit.quantize.search.quality import SliceDrop
@@ -179,7 +179,7 @@ def show(console: Console, report: QuantizeReport) -> None:
             ("layers", _layers(report)),
             ("calibration", _calibration(report)),
             ("size", f"{figures.size(before)} -> {figures.size(after)} ({report.size_ratio:.2f} x)"),
-            ("measured", "" if report.measurement else "neither accuracy nor speed (--no-measure)"),
+            ("measured", "" if report.measurement else f"neither accuracy nor speed ({_unmeasured(report)})"),
             ("took", figures.seconds(report.seconds)),
         ]
     )
@@ -193,6 +193,10 @@ def show(console: Console, report: QuantizeReport) -> None:
 def _holds(report: QuantizeReport) -> bool:
     """Whether the limits hold; without limits there is nothing to break."""
     return not report.attempts or any(attempt.holds for attempt in report.attempts)
+
+
+def _unmeasured(report: QuantizeReport) -> str:
+    return "no CPU computes in bfloat16" if report.scheme == "bf16" else "--no-measure"
 
 
 def _layers(report: QuantizeReport) -> str:
@@ -222,7 +226,8 @@ def _show_formats(console: Console, quantized: tuple[QuantizedLayer, ...]) -> No
         stored = [layer for layer in layers if layer.shares is None]
         weights = sum(layer.parameters for layer in stored)
         bits = sum(layer.bits_per_weight * layer.parameters for layer in stored) / max(1, weights)
-        rows.append((str(len(layers)), f"{weights:,}", f"{bits:.2f}", format))
+        size = (f"{weights:,}", f"{bits:.2f}") if stored else ("shared", "-")
+        rows.append((str(len(layers)), *size, format))
     console.table([*(Column(title, number=True) for title in titles), Column("format", wide=True)], rows)
 
 
@@ -263,18 +268,11 @@ def _show_attempts(console: Console, attempts: tuple[Attempt, ...]) -> None:
 
 
 def _show_measurement(console: Console, measured: Measurement) -> None:
-    console.heading(
-        f"Against the input model, on {figures.plural(measured.samples, 'sample')} of {measured.measured_on}"
-    )
-    speed = measured.speed
-    facts = [
-        (
-            "speed",
-            f"{figures.milliseconds(speed.before_ms)} -> {figures.milliseconds(speed.after_ms)}, "
-            f"{speed.ratio:.2f} ± {speed.ratio_error:.2f} of the time ({speed.shape}, "
-            f"{figures.plural(speed.threads, 'thread')}, without tokenization)",
-        )
-    ]
+    compared = f"on {figures.plural(measured.samples, 'sample')} of {measured.measured_on}"
+    console.heading(f"Against the input model, {f'on {measured.text}' if measured.text else compared}")
+    facts = [("speed", _speed(measured.speed))]
+    if measured.prompt is not None:
+        facts.append(("", _speed(measured.prompt)))
     if measured.metric is not None:
         metric = measured.metric
         unit = "tokens" if metric.name == "perplexity" else "labelled"
@@ -282,6 +280,8 @@ def _show_measurement(console: Console, measured: Measurement) -> None:
     if measured.divergence is not None:
         facts += _divergence(measured.divergence)
     console.facts(facts)
+    if measured.text:
+        console.heading(f"Outputs, {compared}")
     console.table(
         [Column("output"), *(Column(title, number=True) for title in ("cosine", "SQNR dB", "max abs"))],
         [
@@ -290,6 +290,14 @@ def _show_measurement(console: Console, measured: Measurement) -> None:
         ],
     )
     _show_slices(console, measured.slices)
+
+
+def _speed(speed: SpeedChange) -> str:
+    return (
+        f"{figures.milliseconds(speed.before_ms)} -> {figures.milliseconds(speed.after_ms)}, "
+        f"{speed.ratio:.2f} ± {speed.ratio_error:.2f} of the time ({speed.shape}, "
+        f"{figures.plural(speed.threads, 'thread')}, without tokenization)"
+    )
 
 
 def _divergence(found: Divergence) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ MaxLength = Annotated[
 CalibrationCache = Annotated[
     Path | None,
     option("--calibration-cache", metavar="FILE", panel=DATA,
-           help="Keep what calibration finds, and use it while model, data and options are the same."),
+           help="Keep ranges, smoothing and channel statistics (not gptq's Hessians) for the next time."),
 ]  # fmt: skip
 Evaluation = Annotated[
     Path | None,

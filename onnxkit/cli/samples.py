@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxkit.cli.options import reject
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from onnxkit.tasks import Task
@@ -106,11 +106,10 @@ def _chat(path: Path) -> Mapping[str, Any]:
 
 def _format(name: str | None) -> Any:
     """Check the name of a format (UsageError with the nearest names)."""
-    from onnxkit.cli.options import suggest
     from onnxkit.inputs import FORMATS
 
     if name is not None and name not in FORMATS:
-        raise UsageError(f"unknown format {name!r}; {suggest(name, FORMATS)}")
+        raise UsageError(f"unknown format {name!r}; {suggestion(name, FORMATS)}")
     return name
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from onnxkit.artifact import ModelDir
-from onnxkit.errors import InputError, UsageError
+from onnxkit.errors import InputError, UsageError, suggestion
 from onnxkit.generate.constraint import Constraint, grammar_constraint
 from onnxkit.generate.engine import Engine
 from onnxkit.generate.option_files import fields_of
@@ -22,7 +22,6 @@ from onnxkit.tasks.batches import Truncation, located
 from onnxkit.tasks.detokenizer import StopStrings, TextStream
 from onnxkit.tasks.generating import GeneratingTask
 from onnxkit.tasks.perplexity import score_record
-from onnxkit.tasks.special_tokens import nearest
 from onnxkit.tasks.tokenizer import load_tokenizer
 
 OnText = Callable[[str], None]
@@ -261,7 +260,7 @@ def _check_names(task: GeneratingTask, given: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(GenerationOptions)]
     for name in given:
         if name not in known:
-            raise UsageError(f"{task.name} has no option {name!r}; {nearest(name, known)}")
+            raise UsageError(f"{task.name} has no option {name!r}; {suggestion(name, known)}")
 
 
 def _model_options(model: ModelDir, task: GeneratingTask, progress: Progress) -> GenerationOptions:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from onnxkit.inputs.columns import COLUMNS
 from onnxkit.inputs.reader import FORMATS, read_samples
-from onnxkit.inputs.sample import Located, Sample, place
+from onnxkit.inputs.sample import Located, LocatedBatch, Sample, blamed, place
 
-__all__ = ["COLUMNS", "FORMATS", "Located", "Sample", "place", "read_samples"]
+__all__ = ["COLUMNS", "FORMATS", "Located", "LocatedBatch", "Sample", "blamed", "place", "read_samples"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from onnxkit.errors import InputError, UsageError
+from onnxkit.errors import InputError, UsageError, suggestion
 
 COLUMNS: tuple[str, ...] = (
     "text",
@@ -35,8 +34,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
     """
     for name in columns:
         if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, n=3) or COLUMNS
-            raise UsageError(f"there is no column {name!r}; did you mean {', '.join(near)}?")
+            raise UsageError(f"there is no column {name!r}; {suggestion(name, COLUMNS)}")
 
 
 def rename(values: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:

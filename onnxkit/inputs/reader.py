@@ -114,7 +114,8 @@ def _format_of(path: Path) -> str:
     if format is None:
         known = ", ".join(suffix for suffix in _SUFFIXES if suffix not in MEDIA_SUFFIXES)
         raise InputError(
-            f"{path}: the format does not follow from the suffix ({known}, image, audio); name it: --format"
+            f"{path}: the format does not follow from the suffix ({known}, image, audio); rename the file, "
+            "or name the format where the command takes one (run --format)"
         )
     return format
 

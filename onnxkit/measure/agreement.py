@@ -7,13 +7,14 @@ Cosine and SQNR describe what quantization costs. Padded positions never count.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxkit.errors import InputError
+from onnxkit.errors import InputError, ResourceError
+from onnxkit.inputs import LocatedBatch, blamed
 
 if TYPE_CHECKING:
     from onnxkit.runtime import Session
@@ -119,6 +120,26 @@ def fed(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {name: _as(array, kinds[name]) for name, array in feeds.items() if name in kinds}
 
 
+def run_case(
+    session: Session, case: str, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> dict[str, Array]:
+    """Run a model on a test case, of which it takes what it has inputs for.
+
+    Raises:
+        InputError, ResourceError: the run failed; names the place of the row that fails alone as well, or
+            else the case.
+    """
+    given = fed(session, feeds)
+    try:
+        return session.run(given, outputs)
+    except (InputError, ResourceError) as error:
+        places = feeds.places if isinstance(feeds, LocatedBatch) else ()
+        for row, where in enumerate(places if isinstance(error, InputError) else ()):
+            with blamed(where):
+                session.run({name: array[row : row + 1] for name, array in given.items()}, outputs)
+        raise type(error)(f"{case}: {error}") from error
+
+
 def _as(array: Array, dtype: str) -> Array:
     if array.dtype.name == dtype or array.dtype.kind != "f":
         return array
@@ -137,7 +158,7 @@ def compare_sessions(
     Inputs that only one of them takes are fed to that one.
 
     Raises:
-        InputError: they share no output, or an output's shape differs.
+        InputError: they share no output, an output's shape differs, or the reference takes a case not.
     """
     theirs = {spec.name for spec in judged.outputs}
     shared = [spec.name for spec in reference.outputs if spec.name in theirs]
@@ -145,7 +166,7 @@ def compare_sessions(
         raise InputError(f"{judged.model} has none of the outputs of {reference.model}")
     found: list[CaseAgreement] = []
     for case, feeds in cases:
-        right = reference.run(fed(reference, feeds), shared)
+        right = run_case(reference, case, feeds, shared)
         got = judged.run(fed(judged, feeds), shared)
         for name in shared:
             agreement = compare(right[name], got[name], valid_positions(feeds, right[name], name=name))

@@ -22,6 +22,7 @@ from onnxkit.errors import InputError
 from onnxkit.generate.engine import Engine
 from onnxkit.generate.sampling import log_softmax
 from onnxkit.generate.single import SingleRow
+from onnxkit.inputs import blamed
 
 Array = np.ndarray[Any, Any]
 
@@ -58,13 +59,17 @@ class Window:
     Attributes:
         ids: int64 [n], n >= 2: the first is only given.
         encoder: the encoder's unbatched inputs; empty for a decoder-only model.
+        where: the place of the text, for errors.
     """
 
     ids: Array
     encoder: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    where: str = "the text"
 
 
-def windows(texts: Iterable[Array], *, length: int = WINDOW, tokens: int | None = None) -> list[Window]:
+def windows(
+    texts: Iterable[Array], *, length: int = WINDOW, tokens: int | None = None, where: str = "the text"
+) -> list[Window]:
     """Cut texts (int64 [n] each) into windows of `length` tokens; stop once `tokens` are to be predicted.
 
     A window never spans two texts; a rest of one token is left out.
@@ -77,7 +82,7 @@ def windows(texts: Iterable[Array], *, length: int = WINDOW, tokens: int | None 
             if room < 1:
                 return found
             if len(piece) >= 2:
-                found.append(Window(ids=piece))
+                found.append(Window(ids=piece, where=where))
                 room -= len(piece) - 1
     return found
 
@@ -162,16 +167,23 @@ def predicted(engine: Engine, texts: Sequence[Window]) -> Iterator[tuple[Array, 
     """Yield, in chunks, the tokens to predict, int64 [n], and ln p of all tokens, float32 [n, vocabulary].
 
     Raises:
-        InputError: a window longer than the model's context.
+        InputError: a window longer than the model's context, or a token that it has no output for.
     """
     for window in texts:
+        largest = int(window.ids.max(initial=0))
+        if largest >= engine.vocabulary:
+            raise InputError(
+                f"{window.where}: token {largest} is none of the model's {engine.vocabulary:,}; "
+                "mend this sample or leave it out"
+            )
         if engine.limit is not None and len(window.ids) > engine.limit:
             raise InputError(f"a window of {len(window.ids)} tokens: the model's context is {engine.limit}")
-        cross = engine.encoder.run([window.encoder]) if engine.encoder else None
-        row = SingleRow(engine.decoder, announced=len(window.ids), cross=cross)
-        for chosen in _chunks(engine.vocabulary, [window]):
-            given = window.ids[row.length : row.length + len(chosen)]
-            yield chosen, log_softmax(row.append(given, keep=len(given)))
+        with blamed(window.where):
+            cross = engine.encoder.run([window.encoder]) if engine.encoder else None
+            row = SingleRow(engine.decoder, announced=len(window.ids), cross=cross)
+            for chosen in _chunks(engine.vocabulary, [window]):
+                given = window.ids[row.length : row.length + len(chosen)]
+                yield chosen, log_softmax(row.append(given, keep=len(given)))
 
 
 def kl_divergence(before: Array, after: Array) -> Array:

@@ -60,13 +60,14 @@ def geometry(config: Mapping[str, Any]) -> Geometry:
 
     pad = config.get("pad_token_id")
     frames = number("max_source_positions")
+    slopes = number("max_seq_len")  # MPT's table of ALiBi
     return Geometry(
         configured="model_type" in config,
         vocab_size=number("vocab_size"),
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         special_ids=_special_ids(config),
-        positions=position_limit(config) or number("max_target_positions"),
-        decoder_positions=number("max_target_positions") or position_limit(config),
+        positions=position_limit(config) or number("max_target_positions") or slopes,
+        decoder_positions=number("max_target_positions") or position_limit(config) or slopes,
         segments=number("type_vocab_size") or (1 if "model_type" in config else 2),
         heads=number("num_attention_heads", "n_head", "n_heads", "num_heads") or 16,
         image_size=_image_size(config),

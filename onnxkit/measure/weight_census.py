@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnxkit.measure.weight_slots import PASS_THROUGH, WEIGHT_SLOTS
-from onnxkit.safety.onnx_walk import all_graphs
+from onnxkit.safety.onnx_walk import all_graphs, with_inner
 
 # Bits of an element, by onnx.proto's TensorProto.DataType.
 _BITS = {
@@ -21,6 +21,9 @@ _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _FLOAT = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 _SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
 # Operators whose bytes hold several codes, and how many bits a code has where they do not say.
+_AS_THEY_ARE = ("Cast", "Slice")
+"""What stands between scales and their reader: they are stored in half precision, or for several experts."""
+_STACK = 3
 _PACKED, _DEFAULT_BITS = ("MatMulNBits", "GatherBlockQuantized"), 4
 
 
@@ -81,15 +84,16 @@ def type_name(node: onnx.NodeProto) -> str:
 
 def _count_graph(graph: onnx.GraphProto, census: Census) -> None:
     uses: dict[str, list[_Use]] = {}
-    for node in graph.node:
+    nodes = list(with_inner(graph.node))  # a loop's body reads the weights of the graph around it
+    for node in nodes:
         for slot, name in enumerate(node.input):
             uses.setdefault(name, []).append(_Use(node, slot))
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = {name: node for node in nodes for name in node.output}
     scope = _Scope(tensors=tensors, makers=makers, uses=uses)
     seen: set[str] = set()
     for tensor in tensors.values():
-        consumers = list(_consumers(tensor.name, uses))
+        consumers = list(_consumers(tensor, uses))
         _count_bytes(tensor, consumers, census)
         if _is_parameter(tensor, consumers):
             census.parameters += _logical_elements(tensor, consumers)
@@ -99,12 +103,16 @@ def _count_graph(graph: onnx.GraphProto, census: Census) -> None:
                 _count_linear(tensor, use, scope, seen, census)
 
 
-def _consumers(name: str, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
-    """Yield who finally uses the value `name`, through operators that only hand it on."""
-    waiting, done = [name], {name}
+def _consumers(tensor: onnx.TensorProto, uses: dict[str, list[_Use]]) -> Iterator[_Use]:
+    """Yield who finally uses a weight, through operators that only hand it on.
+
+    A Gather from a stack of matrices hands on one of them: an expert's.
+    """
+    handing_on = PASS_THROUGH | {"Gather"} if len(tensor.dims) == _STACK else PASS_THROUGH
+    waiting, done = [tensor.name], {tensor.name}
     while waiting:
         for use in uses.get(waiting.pop(), ()):
-            if use.node.op_type not in PASS_THROUGH or use.slot != 0:
+            if use.node.op_type not in handing_on or use.slot != 0:
                 yield use
                 continue
             fresh = [output for output in use.node.output if output not in done]
@@ -151,8 +159,7 @@ def _companions(tensor: onnx.TensorProto, use: _Use, scope: _Scope) -> Iterator[
         if direct.node.op_type == "DequantizeLinear":
             names.extend(direct.node.input[1:])
     for name in names:
-        maker = scope.makers.get(name)
-        if maker is not None and maker.op_type == "Cast" and maker.input:  # scales in half precision
+        while (maker := scope.makers.get(name)) is not None and maker.op_type in _AS_THEY_ARE and maker.input:
             name = maker.input[0]
         if name in scope.tensors:
             yield scope.tensors[name]

@@ -50,6 +50,9 @@ WEIGHT_SLOTS: dict[str, WeightSlots] = {
 }
 
 PASS_THROUGH = frozenset(
-    {"DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
-)
+    {
+        "DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose", "Reshape", "Slice", "Squeeze",
+        "Unsqueeze",
+    }
+)  # fmt: skip
 """Operators that only hand a weight on: its bytes are counted for whoever uses the result."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 from onnxkit.graph import fusions, ort_cpu, ort_cuda
 from onnxkit.graph.fusions import Fusion
 from onnxkit.graph.lowering import Lowering
@@ -71,6 +70,4 @@ def check_fusions(names: Iterable[str], dialect: Dialect) -> None:
     known = dialect.names()
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
-            raise UsageError(f"--disable-fusion {name!r}: no such fusion; {hint}")
+            raise UsageError(f"--disable-fusion {name!r}: no such fusion; {suggestion(name, known)}")

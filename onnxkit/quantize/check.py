@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxkit.errors import GateFailed, InputError
 from onnxkit.graph.files import load_model
-from onnxkit.measure.agreement import fed
+from onnxkit.measure.agreement import fed, run_case
 from onnxkit.quantize.calibration.expose import open_exposed
 from onnxkit.runtime import RuntimeOptions, Session
 
@@ -72,7 +72,7 @@ def check_runs(
     """
     check_weights(load_model(written), written)
     for name, feeds in cases:
-        before, after = source.run(fed(source, feeds)), result.run(fed(result, feeds))
+        before, after = run_case(source, name, feeds), result.run(fed(result, feeds))
         for output, right in before.items():
             if right.dtype.kind != "f":
                 continue

@@ -39,10 +39,16 @@ MOST_CASES = 16
 
 _TYPES: Mapping[HalfName, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _FULL: Mapping[HalfName, str] = {"fp16": "float16", "bf16": "bfloat16"}
-_NOT_ON_A_CPU: Mapping[HalfName, str] = {
+_ON_A_CPU: Mapping[HalfName, str] = {
     "fp16": "float16 on a CPU is computed in float32 between casts: half the file, but no faster",
     "bf16": "no CPU kernel takes bfloat16: the result runs on a GPU only; here it is checked as float32,"
     " which it is cast to, and its speed is not measured",
+}
+_ON_A_GPU: Mapping[HalfName, str] = {
+    "fp16": "checked and timed on this CPU, in float32 between casts; `onnxkit profile --ep cuda` times it on"
+    " the GPU",
+    "bf16": "checked on this CPU as float32, which it is cast to; `onnxkit profile --ep cuda` times it on the"
+    " GPU",
 }
 
 
@@ -53,7 +59,8 @@ class HalfOutcome:
     Attributes:
         model: in half precision; its weights are converted while it is saved.
         converted: number of nodes that compute in half precision.
-        kept: nodes that stay float32 although their operator takes half precision, and why, in graph order.
+        kept: nodes that stay float32 although their operator takes half precision, and those whose weights
+            do as it does not, and why, in graph order.
         lost: the largest difference over the largest output, judged as this file says.
         output: where that is.
     """
@@ -65,9 +72,12 @@ class HalfOutcome:
     output: str
 
 
-def warn_of_cpu(dtype: HalfName, progress: Progress) -> None:
-    """Say once what half precision is on a CPU."""
-    progress.warn(_NOT_ON_A_CPU[dtype])
+def announce(dtype: HalfName, target: str | None, progress: Progress) -> None:
+    """Warn of what half precision is on a CPU; of a GPU say what of it can be seen on this machine."""
+    if target == "cuda":
+        progress.note(_ON_A_GPU[dtype])
+    else:
+        progress.warn(_ON_A_CPU[dtype])
 
 
 def convert(
@@ -190,10 +200,13 @@ def _outcome(
 ) -> HalfOutcome:
     kinds = {str(node.name): node.op_type for node in model.graph}
     result = to_half(model, _TYPES[dtype], keep=frozenset(reasons))
-    stored = f"{_FULL[dtype]} does not hold a value stored for it"
-    names = set(result.kept)
+    unable = f"takes no {_FULL[dtype]} in opset {model.opset_imports.get('', 1)}"
+    why = {name: f"{kinds[name]} {unable}" for name in result.unable}
+    why |= dict.fromkeys(result.kept, f"{_FULL[dtype]} does not hold a value stored for it")
+    why |= reasons
+    names = {*result.kept, *result.unable}
     kept = tuple(
-        KeptLayer(name=name, op_type=kind, reason=reasons.get(name, stored), component=component)
+        KeptLayer(name=name, op_type=kind, reason=why[name], component=component)
         for name, kind in kinds.items()
         if name in names
     )
@@ -204,5 +217,5 @@ def _outcome(
 
 
 __all__ = [
-    "LIMIT", "MOST_CASES", "Cases", "HalfName", "HalfOutcome", "convert", "refuse_unusable", "warn_of_cpu",
+    "LIMIT", "MOST_CASES", "Cases", "HalfName", "HalfOutcome", "announce", "convert", "refuse_unusable",
 ]  # fmt: skip

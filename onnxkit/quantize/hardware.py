@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 from onnxkit import machine
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 from onnxkit.machine import Cpu
 from onnxkit.quantize.formats import Grid
 
@@ -55,10 +54,16 @@ def hardware_for(target: str | None) -> Hardware:
     if target is None:
         return hardware_of(machine.cpu())
     if target not in TARGETS:
-        near = difflib.get_close_matches(target, TARGETS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(TARGETS)}"
-        raise UsageError(f"unknown --target '{target}': {hint}")
+        raise UsageError(f"unknown --target '{target}': {suggestion(target, TARGETS)}")
     return hardware_of(TARGETS[target])
+
+
+def is_here(target: str | None) -> bool:
+    """Whether what is measured on this machine holds for the one named."""
+    if target is None:
+        return True
+    wanted, here = TARGETS[target], machine.cpu()
+    return bool(wanted.isa) and set(wanted.isa) <= set(here.isa) and wanted.saturates == here.saturates
 
 
 def hardware_of(cpu: Cpu) -> Hardware:

@@ -45,6 +45,7 @@ class Yardstick:
         name: for the report.
         cases: named feeds whose outputs are compared, by component.
         samples: how many samples they hold.
+        text: what a model that generates is judged on: its metric and divergence, not its outputs.
         data: the samples, for the task's metric; None where there are only tensors.
         file: the whole evaluation file, where the metric is taken over all of it.
     """
@@ -52,6 +53,7 @@ class Yardstick:
     name: str
     cases: Mapping[str, Cases]
     samples: int
+    text: str | None = None
     data: DataSet | None = None
     file: Path | None = None
 
@@ -77,7 +79,7 @@ def yardstick_of(
     """
     if generates(model):
         plain = yardstick_without_data(model, seed)
-        return dataclasses.replace(plain, name=f"{plain.name}; the metric on {name}", data=data, file=file)
+        return dataclasses.replace(plain, text=name, data=data, file=file)
     batches = list(data.feeds(BATCH, progress))
     cases = tuple((f"batch {number}", feeds) for number, feeds in enumerate(batches, 1))
     (component,) = model.components
@@ -109,7 +111,7 @@ def judge(
     progress: Progress,
 ) -> Measurement:
     """Compare the quantized model in the directory `written` with the input model."""
-    progress.note(f"measuring on {yardstick.name}")
+    progress.note(f"measuring on {yardstick.text or yardstick.name}")
     compared = [
         (case.output, case.agreement)
         for component, pair in pairs.items()
@@ -130,11 +132,13 @@ def judge(
     return Measurement(
         measured_on=yardstick.name,
         samples=yardstick.samples,
+        text=yardstick.text,
         agreement=agreement,
         metric=metric_change(before, after, divergence),
         slices=slice_drops(before, after)[:MOST_SLICES],
         divergence=divergence,
         speed=_speed(pairs, model, yardstick, seed),
+        prompt=_prompt_speed(pairs, model, seed),
     )
 
 
@@ -156,16 +160,34 @@ def join_outputs(found: Sequence[tuple[str, Agreement]]) -> tuple[OutputAgreemen
 
 
 def _speed(pairs: Mapping[str, Pair], model: ModelDir, yardstick: Yardstick, seed: int) -> SpeedChange:
-    """Time the graph that does the work: the one with a cache, else the only one."""
+    """Time the graph that does the work: a step of the one with a cache, else the only one."""
     cached = [name for name in pairs if is_cached(model.components[name].inputs)]
     name = cached[0] if cached else next(iter(pairs))
     if cached:
         feeds, shape = _one_token(model, name, seed)
     else:
         feeds = _timed_feeds(model, name, yardstick, seed)
-        shape = "x".join(map(str, max(feeds.values(), key=lambda array: array.size).shape))
-    sessions = {"input": pairs[name].source, "quantized": pairs[name].result}
-    found = interleaved(sessions, feeds)
+        shape = _size(feeds)
+    return _timed(pairs[name], feeds, shape)
+
+
+def _prompt_speed(pairs: Mapping[str, Pair], model: ModelDir, seed: int) -> SpeedChange | None:
+    """Time what comes before the first token, in a model that generates: the encoder, else the prompt."""
+    if not generates(model):
+        return None
+    name, known, rng = next(iter(pairs)), geometry(model.config), np.random.default_rng(seed)
+    specs = specs_of(model, name)
+    if is_cached(specs):
+        tokens = longest_past(specs, known, TIMED_TOKENS)
+        feeds: Feeds = cached_feeds(specs, known, Step(batch=1, sequence=tokens), rng)
+        return _timed(pairs[name], feeds, f"a prompt of {tokens} tokens")
+    shape = Shape(batch=1, sequence=longest_sequence(known, TIMED_TOKENS))
+    feeds = make_feeds(specs, known, shape, rng)
+    return _timed(pairs[name], feeds, f"the {name} on {_size(feeds)}")
+
+
+def _timed(pair: Pair, feeds: Feeds, shape: str) -> SpeedChange:
+    found = interleaved({"input": pair.source, "quantized": pair.result}, feeds)
     before, after = found.summaries["input"], found.summaries["quantized"]
     ratio = found.ratios[0]
     return SpeedChange(
@@ -174,7 +196,7 @@ def _speed(pairs: Mapping[str, Pair], model: ModelDir, yardstick: Yardstick, see
         after_ms=after.p50_ms,
         ratio=ratio.paired,
         ratio_error=ratio.error,
-        threads=pairs[name].result.threads.count,
+        threads=pair.result.threads.count,
     )
 
 
@@ -197,6 +219,10 @@ def _timed_feeds(model: ModelDir, component: str, yardstick: Yardstick, seed: in
         return max((feeds for _, feeds in cases), key=_elements)
     shape = Shape(batch=BATCH, sequence=longest_sequence(known, TIMED_TOKENS))
     return make_feeds(specs, known, shape, np.random.default_rng(seed))
+
+
+def _size(feeds: Feeds) -> str:
+    return "x".join(map(str, max(feeds.values(), key=lambda array: array.size).shape))
 
 
 def _elements(feeds: Feeds) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxkit.errors import UsageError
 from onnxkit.progress import Progress
-from onnxkit.quantize.activations import Range
-from onnxkit.quantize.calibration.cache import CachedCalibration, cache_key, read_cache, write_cache
+from onnxkit.quantize.calibration.cache import (
+    CacheKey,
+    CalibrationCache,
+    KeptScaling,
+    cache_key,
+    read_cache,
+    write_cache,
+)
 from onnxkit.quantize.calibration.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.prior import prior_statistics
@@ -25,10 +33,10 @@ from onnxkit.quantize.codes.weights import Floats
 from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.report import Calibration
-from onnxkit.quantize.select import Selection
+from onnxkit.quantize.select import Selection, listed
 from onnxkit.quantize.smoothing.folding import groups_of, scale_inputs
 from onnxkit.quantize.smoothing.smooth import Smoothing, smooth
-from onnxkit.quantize.workshop import Workshop, reads
+from onnxkit.quantize.workshop import FloatGraph, Workshop, reads
 from onnxkit.runtime import RuntimeOptions
 
 
@@ -42,46 +50,129 @@ def learn(
 
     Returns:
         What the report says about it; None where the scheme asks nothing of data.
+
+    Raises:
+        UsageError: a calibration cache that would keep nothing of use.
+        InputError: a sample that cannot be used, or a cache of something else.
     """
-    facts = _statistics(workshop, data, scratch, runtime, progress)
-    if not workshop.scheme.needs_calibration:
-        return facts
-    return _ranges(workshop, data, scratch, runtime, progress)
+    learner = _Learner(workshop, data, scratch, runtime, progress)
+    learner.statistics()
+    if workshop.scheme.needs_calibration:
+        learner.ranges()
+    learner.keep()
+    return next(iter(learner.cache.facts.values()), None)
 
 
-def _statistics(
-    workshop: Workshop, data: DataSet, scratch: Path, runtime: RuntimeOptions, progress: Progress
-) -> Calibration | None:
-    """Collect statistics where a planned format is found by them, and smooth."""
-    started, options = time.perf_counter(), workshop.options
-    plans = workshop.plans(data=True)
-    needs = {_need(each) for plan in plans.values() for each in plan.values()} - {"none"}
-    smooths = workshop.scheme.family == "integer" and options.smooth_quant != "off"
-    if not (needs or smooths or options.bias_correction):
-        return None
-    for component in workshop.files:
-        graph = workshop.graph(component)
-        found = collect_statistics(
-            Graph(component=component, model=graph.model, path=workshop.source(component)),
-            graph.targets, data,
-            hessians="hessian" in needs, scratch=scratch / component, runtime=runtime, progress=progress,
+class _Learner:
+    """One pass of learning: what the cache has is taken from it, and what it has not is put into it."""
+
+    def __init__(
+        self, workshop: Workshop, data: DataSet, scratch: Path, runtime: RuntimeOptions, progress: Progress
+    ) -> None:
+        self._workshop, self._data, self._scratch = workshop, data, scratch
+        self._runtime, self._progress = runtime, progress
+        self._plans, self._path = workshop.plans(data=True), workshop.options.calibration_cache
+        self._needs = {_need(each) for plan in self._plans.values() for each in plan.values()} - {"none"}
+        self._smooths = workshop.scheme.family == "integer" and workshop.options.smooth_quant != "off"
+        self.cache = CalibrationCache(key=CacheKey(model="", data="", options={}))
+        if self._path is not None:
+            self._check_use()
+            self.cache = read_cache(self._path, cache_key(workshop.model, data, _choices(workshop)))
+        self._found = self.cache.holds
+        if self._found:
+            progress.note(f"from {self._path}: {', '.join(self._found)}")
+
+    def _check_use(self) -> None:
+        """Refuse a cache that no run would be spared by."""
+        if self._workshop.scheme.family != "integer" and "importance" not in self._needs:
+            why = "keeps no Hessians, which gptq learns from" if self._needs else "has nothing to keep of rtn"
+            raise UsageError(f"--calibration-cache {why}: leave it away, or take --algorithm search or awq")
+
+    def statistics(self) -> None:
+        """Collect statistics where a planned format is found by them, and smooth."""
+        if not (self._needs or self._smooths or self._workshop.options.bias_correction):
+            return
+        started = time.perf_counter()
+        for component in self._workshop.files:
+            self._statistics_of(component)
+        seconds = time.perf_counter() - started
+        data = self._data
+        facts = Calibration(
+            source=data.source, samples=len(data.samples), available=data.total, method="statistics",
+            distinct=None, widening=None, seconds=seconds,
         )  # fmt: skip
-        workshop.take_statistics(component, found)
-        done: Mapping[str, Smoothing] = {}
-        if smooths:
-            alpha = options.smooth_quant
-            done = smooth(
-                graph.model, graph.targets, found, plans[component],
-                alpha="auto" if alpha is None or isinstance(alpha, str) else alpha,
+        for component in self._workshop.files:
+            self.cache.facts.setdefault(component, facts)
+
+    def _statistics_of(self, component: str) -> None:
+        workshop, cache = self._workshop, self.cache
+        graph, plan = workshop.graph(component), self._plans[component]
+        found = cache.channels.get(component)
+        if "hessian" in self._needs or found is None:
+            if found is not None:
+                self._progress.note("a cache keeps no Hessians: collecting them (--algorithm rtn needs none)")
+            found = collect_statistics(
+                Graph(component=component, model=graph.model, path=workshop.source(component)),
+                graph.targets, self._data, hessians="hessian" in self._needs,
+                scratch=self._scratch / component, runtime=self._runtime, progress=self._progress,
             )  # fmt: skip
-        elif any(_scales(each) for each in plans[component].values()):
-            done = scale_for_blocks(graph.model, graph.targets, found, plans[component])
-        if done:
+            cache.channels[component] = {
+                name: dataclasses.replace(each, hessian=None, sample=None) for name, each in found.items()
+            }
+        workshop.take_statistics(component, found)
+        if component not in cache.scaling:
+            cache.scaling[component] = _kept(self._scaled(graph, found, plan))
+        if done := _done(cache.scaling[component]):
             workshop.smooth(component, done)
-    return Calibration(
-        source=data.source, samples=len(data.samples), available=data.total, method="statistics",
-        distinct=None, widening=None, seconds=time.perf_counter() - started,
-    )  # fmt: skip
+
+    def _scaled(
+        self, graph: FloatGraph, found: Mapping[str, InputStatistics], plan: Plan
+    ) -> Mapping[str, Smoothing]:
+        if self._smooths:
+            alpha = self._workshop.options.smooth_quant
+            wanted = "auto" if alpha is None or isinstance(alpha, str) else alpha
+            return smooth(graph.model, graph.targets, found, plan, alpha=wanted)  # type: ignore[arg-type]
+        if any(_scales(each) for each in plan.values()):
+            return scale_for_blocks(graph.model, graph.targets, found, plan)
+        return {}
+
+    def ranges(self) -> None:
+        """Find the ranges of a static scheme, or take them from the cache."""
+        workshop, cache = self._workshop, self.cache
+        for component in workshop.files:
+            graph = workshop.graph(component)
+            if component not in cache.ranges:
+                cache.ranges[component], cache.facts[component] = calibrate(
+                    Graph(component=component, model=graph.model, path=workshop.source(component)),
+                    graph.targets, self._data,
+                    calibrator=workshop.options.calibrator or DEFAULT_CALIBRATOR,
+                    scratch=self._scratch / "ranges", runtime=self._runtime, progress=self._progress,
+                )  # fmt: skip
+            workshop.ranges[component] = cache.ranges[component]
+            # As smoothed: the ranges are of what the layers read then.
+            seen = Selection(targets=graph.targets, kept=workshop.selections[component].kept)
+            workshop.selections[component] = without_constants(seen, cache.ranges[component])
+
+    def keep(self) -> None:
+        """Write the cache where there is more in it than there was."""
+        if self._path is not None and self.cache.holds != self._found:
+            write_cache(self._path, self.cache)
+
+
+def _kept(done: Mapping[str, Smoothing]) -> tuple[KeptScaling, ...]:
+    """One entry for the layers that share their factors."""
+    layers: dict[int, list[str]] = {}
+    for name, one in done.items():
+        layers.setdefault(id(one), []).append(name)
+    return tuple(
+        KeptScaling(layers=tuple(names), alpha=done[names[0]].alpha, factors=done[names[0]].factors)
+        for names in layers.values()
+    )
+
+
+def _done(kept: Sequence[KeptScaling]) -> dict[str, Smoothing]:
+    found = [(one.layers, Smoothing(alpha=one.alpha, factors=one.factors)) for one in kept]
+    return {name: smoothing for layers, smoothing in found for name in layers}
 
 
 def assume(workshop: Workshop, progress: Progress) -> None:
@@ -138,46 +229,25 @@ def _need(format: Format) -> str:
             return "none"
 
 
-def _ranges(
-    workshop: Workshop, data: DataSet, scratch: Path, runtime: RuntimeOptions, progress: Progress
-) -> Calibration:
-    """Find the ranges of a static scheme, or take them from the cache."""
-    method = workshop.options.calibrator or DEFAULT_CALIBRATOR
-    path, cached = workshop.options.calibration_cache, None
-    if path is not None:
-        key = cache_key(workshop.model, data, _choices(workshop, method))
-        cached = read_cache(path, key)
-    if cached is None:
-        ranges: dict[str, Mapping[str, Range]] = {}
-        facts: dict[str, Calibration] = {}
-        for component in workshop.files:
-            graph = workshop.graph(component)
-            ranges[component], facts[component] = calibrate(
-                Graph(component=component, model=graph.model, path=workshop.source(component)),
-                graph.targets, data,
-                calibrator=method, scratch=scratch / "ranges", runtime=runtime, progress=progress,
-            )  # fmt: skip
-        if path is not None:
-            write_cache(path, CachedCalibration(key=key, ranges=ranges, facts=facts))
-    else:
-        progress.note(f"ranges: from {path}")
-        ranges, facts = dict(cached.ranges), dict(cached.facts)
-    for component, found in ranges.items():
-        workshop.ranges[component] = found
-        seen = Selection(
-            targets=workshop.graph(component).targets, kept=workshop.selections[component].kept
-        )  # as smoothed: the ranges are of what they read then
-        workshop.selections[component] = without_constants(seen, found)
-    return next(iter(facts.values()))
-
-
-def _choices(workshop: Workshop, method: str) -> dict[str, str | int | float | bool | None]:
-    """Options that decide which values have ranges, and what they are; the calibrator's constants."""
-    options = workshop.options
-    lists = {name: ",".join(getattr(options, name)) for name in ("include", "exclude", "op_types")}
-    smooth = options.smooth_quant
-    constants = CALIBRATORS[method].parameters() if method in CALIBRATORS else {}
+def _choices(workshop: Workshop) -> dict[str, str | int | float | bool | None]:
+    """Options that decide which values are looked at, and what is found; the calibrator's constants."""
+    options, hardware = workshop.options, workshop.hardware
+    patterns = {name: ",".join(getattr(options, name)) or None for name in ("include", "exclude", "op_types")}
+    patterns["exclude_from"] = ",".join(listed(options.exclude_from)) or None
+    found: dict[str, str | int | float | bool | None] = {"--scheme": workshop.scheme.name}
+    found |= {f"--{name.replace('_', '-')}": text for name, text in patterns.items()}
+    if workshop.scheme.family != "integer":
+        return {
+            **found, "--algorithm": options.algorithm, "--block-size": options.block_size,
+            "--symmetric": options.symmetric,
+        }  # fmt: skip
+    method = options.calibrator or DEFAULT_CALIBRATOR
+    if workshop.scheme.needs_calibration:
+        found |= {"--calibrator": method}
+        found |= CALIBRATORS[method].parameters() if method in CALIBRATORS else {}
     return {
-        "--calibrator": method, **constants, "--smooth-quant": smooth,
-        **{f"--{name.replace('_', '-')}": text or None for name, text in lists.items()},
-    }  # fmt: skip
+        **found,
+        "--smooth-quant": "auto" if options.smooth_quant is None else options.smooth_quant,
+        "--per-channel": options.per_channel,
+        "the grid (--target)": f"{hardware.products} {hardware.convolutions}",
+    }

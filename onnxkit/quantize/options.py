@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 from onnxkit.quantize.formats import ACCURACY_LEVELS, BLOCK_SIZES, Algorithm
 from onnxkit.quantize.schemes import SCHEMES, Scheme, scheme_named, taking
 
@@ -24,7 +23,7 @@ class QuantizeOptions:
     Attributes:
         scheme: a key of `schemes.SCHEMES`.
         calibration: samples (text, table, folder of images), raw tensors (npz, folder of npz), or "random".
-        calibration_cache: a file that the ranges found are kept in, and taken from the next time.
+        calibration_cache: a file that keeps ranges, smoothing and statistics of channels for the next time.
         calibrator: how a range follows from what was seen (`calibrators.CALIBRATORS`); None: its default.
         samples: how many samples of the calibration set are used at most; what is kept out of it to
             measure on is not counted.
@@ -176,8 +175,7 @@ def _check_value(option: str, value: object) -> None:
     choices = _CHOICES.get(option)
     if choices is not None and value not in choices:
         texts = [str(choice) for choice in choices]
-        near = difflib.get_close_matches(str(value), texts, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(texts)}"
+        hint = suggestion(value, texts) if isinstance(value, str) else f"one of {', '.join(texts)}"
         raise UsageError(f"{flag(option)} {value}: {hint}")
     low, high = _BOUNDS.get(option, (0, 0))
     if low != high and not (isinstance(value, int | float) and low <= value <= high):

@@ -96,15 +96,16 @@ class Planner:
         return 4 if self.options.embeddings == "int4" else 8
 
     def _algorithm(self, target: Target, bits: int) -> Algorithm:
-        """What was asked for, or the best for what is known; a table's inputs are no activations.
+        """What was asked for, or the best for what is known: nothing of the inputs of tables and experts.
 
         8 bits are nearly exact as they are: rounded to nearest.
         """
         asked = self.options.algorithm
         if asked is None:
-            asked = "rtn" if bits == 8 else "gptq" if self.data else "search"
-        looked_up = target.kind == "embedding" or target.tied
-        return "rtn" if looked_up and ALGORITHMS[asked].needs != "none" and asked != "search" else asked
+            seen = self.data and target.kind != "experts"
+            asked = "rtn" if bits == 8 else "gptq" if seen else "search"
+        unseen = target.kind in ("embedding", "experts") or target.tied
+        return "rtn" if unseen and ALGORITHMS[asked].needs != "none" and asked != "search" else asked
 
     def _integer(self, target: Target) -> IntegerFormat:
         hardware, options = self.hardware, self.options

@@ -102,18 +102,21 @@ class SpeedChange:
 class Measurement:
     """Accuracy and speed of the result against the input model.
 
-    `samples` are those whose outputs were compared; the metric says how many it rests on. `slices` are the
-    classes, languages or slices that lost most, the most first; `divergence` is that of a model that
-    generates, on text.
+    `samples` are those of `measured_on`, whose outputs were compared; the metric says how many it rests on.
+    `slices` are the classes, languages or slices that lost most, the most first. Of a model that generates,
+    `text` is what the metric and the `divergence` were taken on, `speed` that of one token, and `prompt` that
+    of the prompt or the encoder before it.
     """
 
     measured_on: str
     samples: int
+    text: str | None = None
     agreement: tuple[OutputAgreement, ...]
     metric: MetricChange | None
     slices: tuple[SliceDrop, ...] = ()
     divergence: Divergence | None = None
     speed: SpeedChange
+    prompt: SpeedChange | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

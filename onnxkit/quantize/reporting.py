@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxkit.quantize.codes.blocks import ALGORITHMS
 from onnxkit.quantize.codes.codebook import CodeBook
-from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
+from onnxkit.quantize.formats import BlockFormat, Format, Plan
 from onnxkit.quantize.job import Job
 from onnxkit.quantize.outcome import Outcome
 from onnxkit.quantize.report import KeptLayer, Measurement, QuantizedLayer, QuantizeReport
@@ -53,7 +53,6 @@ def quantized_layers(workshop: Workshop, plans: Mapping[str, Plan]) -> tuple[Qua
         (part, name): unit.layers[0].name
         for unit in units_of(layers_of(workshop, plans))
         for part, name in unit.keys[1:]
-        if not _copied(plans[part][name])
     }
     return tuple(
         QuantizedLayer(
@@ -69,11 +68,6 @@ def quantized_layers(workshop: Workshop, plans: Mapping[str, Plan]) -> tuple[Qua
         for target in workshop.targets(component)
         if target.name in plan
     )
-
-
-def _copied(format: Format) -> bool:
-    """Whether each reader of a weight has codes of its own: pairs hold them as their operators want them."""
-    return isinstance(format, IntegerFormat) and format.style == "qdq"
 
 
 def _described(book: CodeBook, format: Format, name: str) -> str:

@@ -9,6 +9,7 @@ import onnx_ir.passes.common as passes
 
 from onnxkit.errors import InputError
 from onnxkit.graph.kv_cache import is_optional
+from onnxkit.graph.passes import FoldWeightArithmetic
 from onnxkit.quantize.activations import DynamicActivations, Range, RowActivations, StaticActivations
 from onnxkit.quantize.codes.block_store import BlockStore
 from onnxkit.quantize.codes.codebook import CodeBook
@@ -23,6 +24,8 @@ OLDEST_OPSET = 13  # per-channel QuantizeLinear, Split and Squeeze as they are w
 def prepare(model: ir.Model, where: str) -> ir.Model:
     """Bring a foreign graph into the form that the operators read: no functions, weights as initializers.
 
+    A weight that is computed of others (weight normalization) is one of them then.
+
     Raises:
         InputError: an opset that predates the integer operators' present forms.
     """
@@ -36,6 +39,8 @@ def prepare(model: ir.Model, where: str) -> ir.Model:
         passes.LiftConstantsToInitializersPass(),
         passes.RemoveInitializersFromInputsPass(),
         passes.NameFixPass(),
+        FoldWeightArithmetic(),
+        passes.RemoveUnusedNodesPass(),
     )
     optional = [value for value in model.graph.inputs if is_optional(value)]
     for step in steps:

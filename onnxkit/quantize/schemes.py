@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Literal
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 from onnxkit.quantize.formats import Way
 
 Family = Literal["integer", "blocks", "log", "half", "mixed"]
@@ -54,8 +53,9 @@ _LAYERS = frozenset(
     }
 )  # fmt: skip
 _DATA = frozenset({"calibration", "samples", "max_length"})
-_INTEGER = _LAYERS | _DATA | {"per_channel", "smooth_quant", "bias_correction", "algorithm"}
-_BLOCKS = _LAYERS | _DATA | {"algorithm", "block_size", "symmetric", "accuracy_level", "embeddings"}
+_LEARNS = _DATA | {"calibration_cache"}
+_INTEGER = _LAYERS | _LEARNS | {"per_channel", "smooth_quant", "bias_correction", "algorithm"}
+_BLOCKS = _LAYERS | _LEARNS | {"algorithm", "block_size", "symmetric", "accuracy_level", "embeddings"}
 _LOG = _LAYERS | {"block_size"}
 _HALF = _DATA | {"include"}
 
@@ -68,7 +68,7 @@ SCHEMES: dict[str, Scheme] = {
         ),
         Scheme(
             name="int8-static", family="integer", way="static", bits=8,
-            options=_INTEGER | {"format", "calibrator", "calibration_cache"},
+            options=_INTEGER | {"format", "calibrator"},
             summary="int8 weights; the ranges of the activations come from a calibration set",
         ),
         Scheme(
@@ -107,9 +107,7 @@ def scheme_named(name: str) -> Scheme:
     """Return the row of the table. Raises UsageError with the nearest names."""
     if name in SCHEMES:
         return SCHEMES[name]
-    near = difflib.get_close_matches(name, SCHEMES, n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(SCHEMES)}"
-    raise UsageError(f"unknown quantization scheme '{name}': {hint}")
+    raise UsageError(f"unknown quantization scheme '{name}': {suggestion(name, SCHEMES)}")
 
 
 def taking(option: str) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxkit.errors import InputError, UsageError
+from onnxkit.errors import InputError, UsageError, suggestion
 from onnxkit.quantize.operators import OPERATORS, Refusal, Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.report import KeptLayer
-from onnxkit.quantize.schemes import Scheme
+from onnxkit.quantize.schemes import SCHEMES, Scheme
 
 SMALL_PRODUCT = 1024  # weights; below it the conversion costs more than the product
 SMALL_TABLE = 16384  # elements
@@ -39,10 +39,16 @@ _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The decision on every node of a quantizable operator, in graph order."""
+    """The decision on every node of a quantizable operator, in graph order.
+
+    Attributes:
+        experts: why the experts of a mixture stay float, and how much of the graph they are; None where they
+            do not, or there are none.
+    """
 
     targets: tuple[Target, ...]
     kept: tuple[KeptLayer, ...]
+    experts: str | None = None
 
 
 def refuse_unsuitable(model: ir.Model, where: str) -> None:
@@ -88,12 +94,13 @@ def select_all(
         asked=frozenset(options.op_types),
         include=_compiled(options.include, everything, "--include"),
         exclude=_compiled(options.exclude, everything, "--exclude"),
-        stay=_compiled(_listed(options.exclude_from), everything, f"--exclude-from {options.exclude_from}:"),
+        stay=_compiled(listed(options.exclude_from), everything, f"--exclude-from {options.exclude_from}:"),
         float_tables=options.embeddings == "keep",
     )
     found = {name: _select(model, name, wishes) for name, model in models.items()}
     if not any(selection.targets for selection in found.values()):
-        raise InputError(_nothing([layer for selection in found.values() for layer in selection.kept]))
+        kept = [layer for selection in found.values() for layer in selection.kept]
+        raise InputError(_nothing(kept, wishes))
     return found
 
 
@@ -114,12 +121,15 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
     nodes = list(model.graph)
     candidates: list[Target] = []
     kept: list[KeptLayer] = []
+    experts = _float_experts(model, wishes)
     for node in nodes:
         operator = OPERATORS.get((node.domain, node.op_type))
         found = operator.recognize(node) if operator is not None else None
         if found is None:
             continue
         reason = found.reason if isinstance(found, Refusal) else _by_user(node, wishes)
+        if experts is not None and isinstance(found, Target) and found.kind == "experts":
+            reason = experts
         if reason is None and isinstance(found, Target):
             candidates.append(found)
         else:
@@ -128,7 +138,23 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
     names = {str(node.name): index for index, node in enumerate(nodes)}
     everything = sorted([*kept, *by_policy], key=lambda layer: names[layer.name])
     named = tuple(dataclasses.replace(layer, component=component) for layer in everything)
-    return Selection(targets=tuple(targets), kept=named)
+    return Selection(targets=tuple(targets), kept=named, experts=experts)
+
+
+def _float_experts(model: ir.Model, wishes: _Wishes) -> str | None:
+    """What is said of experts that the scheme has no format for."""
+    row = OPERATORS["", "Loop"]
+    if wishes.scheme.way in row.possible_for:
+        return None
+    found = [row.recognize(node) for node in model.graph if node.op_type == row.op_type]
+    inside = sum(target.parameters for target in found if isinstance(target, Target))
+    if not inside:
+        return None
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    everything = sum(int(t.size) for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT)
+    able = ", ".join(name for name, scheme in SCHEMES.items() if scheme.way in row.possible_for)
+    share = 100 * inside / everything
+    return f"{share:.0f} % of the weights are in experts, which stay float; {able} quantize them"
 
 
 def _by_user(node: ir.Node, wishes: _Wishes) -> str | None:
@@ -253,7 +279,7 @@ def _any(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
     return any(pattern.search(name) for pattern in patterns)
 
 
-def _listed(path: Path | None) -> tuple[str, ...]:
+def listed(path: Path | None) -> tuple[str, ...]:
     """Patterns of an exclusion file, one a line; blank lines and those that begin with # say nothing.
 
     Raises:
@@ -288,16 +314,18 @@ def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
     known = sorted({operator.op_type for operator in rows if scheme.way in operator.possible_for})
     for name in asked:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             exists = any(operator.op_type == name for operator in rows)
             what = f"{scheme.name} does not quantize" if exists else "unknown operator type"
-            raise UsageError(f"{what} '{name}' in --op-types: {hint}")
+            raise UsageError(f"{what} '{name}' in --op-types: {suggestion(name, known)}")
     return frozenset(asked)
 
 
-def _nothing(kept: Sequence[KeptLayer]) -> str:
+def _nothing(kept: Sequence[KeptLayer], wishes: _Wishes) -> str:
     if not kept:
         return "nothing to quantize: no MatMul, Gemm, Attention, Gather or Conv of the graph has fp32 weights"
     first = kept[0]
-    return f"nothing left to quantize: {len(kept)} layers stay float (first: '{first.name}', {first.reason})"
+    text = f"nothing left to quantize: {len(kept)} layers stay float (first: '{first.name}', {first.reason})"
+    if first.op_type in wishes.types or wishes.asked:
+        return text
+    able = [name for name, scheme in SCHEMES.items() if first.op_type in _op_types((), scheme)]
+    return f"{text}; {', '.join(able)} quantize {first.op_type}" if able else text

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from onnxkit.artifact import (
@@ -22,11 +23,13 @@ from onnxkit.artifact.genai import check_genai_task
 from onnxkit.errors import GateFailed
 from onnxkit.graph.files import save_model
 from onnxkit.graph.shared_data import SharedData
+from onnxkit.measure.agreement import run_case
 from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
 from onnxkit.quantize.check import check_runs, check_weights
 from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
-from onnxkit.quantize.half import HalfName, convert, warn_of_cpu
+from onnxkit.quantize.half import MOST_CASES, HalfName, announce, convert
+from onnxkit.quantize.hardware import is_here
 from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
 from onnxkit.quantize.judge import Pair, Yardstick, generates, judge
 from onnxkit.quantize.learning import assume, learn
@@ -74,12 +77,15 @@ def quantize_model(
     options = options or QuantizeOptions()
     job = _opened(source, out, options, checked(options), progress)
     model = job.model
-    with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
-        outcome = _write(job, Path(out), staging)
+    need_bytes = model.size_bytes // 2
+    with ExitStack() as until, publish(out, overwrite=options.overwrite, need_bytes=need_bytes) as staging:
+        outcome = _write(job, Path(out), staging, until)
         copy_companions(model, staging)
         measurement = _try_out(job, staging, outcome)
         seconds = time.perf_counter() - started
         report = make_report(job, Path(out), staging, outcome, measurement, seconds)
+        if report.size_ratio >= 1:
+            job.progress.warn(f"the result is no smaller than its input: {report.size_ratio:.2f} of its size")
         if not outcome.decision.holds:
             raise GateFailed(_missed(outcome.decision, gates(job.options)), report)
         seal(
@@ -119,10 +125,11 @@ def analyze_model(
     options = options or QuantizeOptions()
     job = _opened(source, out, options, checked(options, analyze=True), progress)
     model = job.model
-    with publish(out, overwrite=options.overwrite, need_bytes=model.size_bytes // 2) as staging:
+    need_bytes = model.size_bytes // 2
+    with ExitStack() as until, publish(out, overwrite=options.overwrite, need_bytes=need_bytes) as staging:
         scratch = staging / ".scratch"
         try:
-            analysis = _analyze(job, Path(out), scratch, started)
+            analysis = _analyze(job, Path(out), scratch, until, started)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         order = [target.name for name in job.workshop.files for target in job.workshop.targets(name)]
@@ -150,20 +157,20 @@ def _opened(
     return Job(workshop=Workshop(model, scheme, options), progress=progress or Progress())
 
 
-def _analyze(job: Job, out: Path, scratch: Path, started: float) -> Analysis:
+def _analyze(job: Job, out: Path, scratch: Path, until: ExitStack, started: float) -> Analysis:
     samples = read_samples(job)
     yardstick = choose_yardstick(job, samples)
     _learn(job, samples, scratch)
     plans = job.workshop.plans(data=samples.calibration is not None)
     units = units_of(layers_of(job.workshop, plans))
-    with _searcher(job, samples, yardstick, out, scratch).tools() as tools:
-        found = sensitivity_of(units, plans, tools)
-        whole = tools.full(plans)
+    tools = _searcher(job, samples, yardstick, out, scratch, until).tools()
+    found = sensitivity_of(units, plans, tools)
+    whole = tools.full(plans)
     return Analysis(
         out=str(out),
         scheme=job.scheme.name,
-        measured_on=yardstick.name,
-        samples=yardstick.samples,
+        measured_on=yardstick.text or yardstick.name,
+        samples=len(yardstick.data.samples) if yardstick.data is not None else yardstick.samples,
         noise="KL divergence, nats" if whole.kl is not None else "noise / signal",
         whole=whole,
         layers=layer_rows(found, plans),
@@ -172,8 +179,8 @@ def _analyze(job: Job, out: Path, scratch: Path, started: float) -> Analysis:
     )
 
 
-def _write(job: Job, out: Path, staging: Path) -> Outcome:
-    """Learn, plan, search, rewrite and save."""
+def _write(job: Job, out: Path, staging: Path, until: ExitStack) -> Outcome:
+    """Learn, plan, search, rewrite and save; what a search measured is kept until `until` is left."""
     samples = read_samples(job)
     yardstick = choose_yardstick(job, samples)
     check_limits(job.model, yardstick, job.options)
@@ -183,7 +190,7 @@ def _write(job: Job, out: Path, staging: Path) -> Outcome:
             return _write_half(job, staging, yardstick, scratch)
         calibration = _learn(job, samples, scratch)
         plans = job.workshop.plans(data=samples.calibration is not None)
-        decision = _searcher(job, samples, yardstick, out, scratch).decide(plans)
+        decision = _searcher(job, samples, yardstick, out, scratch, until).decide(plans)
         _announce(job, decision.plans)
         job.workshop.write(decision.plans, staging)
     finally:
@@ -203,9 +210,11 @@ def _learn(job: Job, samples: Samples, scratch: Path) -> Calibration | None:
     )
 
 
-def _searcher(job: Job, samples: Samples, yardstick: Yardstick, out: Path, scratch: Path) -> Searcher:
+def _searcher(
+    job: Job, samples: Samples, yardstick: Yardstick, out: Path, scratch: Path, until: ExitStack
+) -> Searcher:
     return Searcher(
-        workshop=job.workshop, yardstick=yardstick, calibration=samples.calibration, out=out,
+        workshop=job.workshop, yardstick=yardstick, calibration=samples.calibration, out=out, until=until,
         scratch=scratch / "search", runtime=job.runtime, progress=job.progress,
     )  # fmt: skip
 
@@ -214,12 +223,15 @@ def _write_half(job: Job, staging: Path, yardstick: Yardstick, scratch: Path) ->
     """The whole graph in half precision, but for what does not bear it."""
     workshop = job.workshop
     dtype: HalfName = "fp16" if job.scheme.name == "fp16" else "bf16"
-    warn_of_cpu(dtype, job.progress)
+    announce(dtype, job.options.target, job.progress)
     scratch.mkdir(parents=True, exist_ok=True)
     shared = SharedData(staging / SHARED) if len(workshop.files) > 1 else None
     kept: list[KeptLayer] = []
     converted = 0
     for name, file in workshop.files.items():
+        source = open_session(workshop.source(name), job.runtime)
+        for case, feeds in yardstick.cases[name][:MOST_CASES]:
+            run_case(source, case, feeds)  # or the conversion would be blamed for a bad sample
         found = convert(
             lambda name=name: workshop.graph(name).model,  # type: ignore[misc]
             dtype, yardstick.cases[name], scratch,
@@ -240,8 +252,16 @@ def _announce(job: Job, plans: Mapping[str, Plan]) -> None:
     """Say what becomes of the layers, and what was chosen for the hardware."""
     formats = Counter(format.describe() for plan in plans.values() for format in plan.values())
     job.progress.note(f"{job.scheme.name}: {', '.join(f'{n} x {text}' for text, n in formats.items())}")
-    if any(isinstance(format, IntegerFormat) for plan in plans.values() for format in plan.values()):
+    for experts in {selection.experts for selection in job.workshop.selections.values()} - {None}:
+        job.progress.warn(str(experts))
+    integers = [f for plan in plans.values() for f in plan.values() if isinstance(f, IntegerFormat)]
+    if integers:
         job.progress.note(f"weights: {job.workshop.hardware.reason}")
+    if job.options.target == "cuda" and any(f.style == "qoperator" for f in integers):
+        job.progress.warn(
+            "ONNX Runtime has no CUDA kernels for these 8-bit products: they run on the CPU; for a GPU take "
+            "fp16, int4-weight or int8-static --format qdq"
+        )
     eight = any(
         target.kind != "embedding" and isinstance(format, BlockFormat) and format.bits == 8
         for component, plan in plans.items()
@@ -281,16 +301,18 @@ def _try_out(job: Job, staging: Path, outcome: Outcome) -> Measurement | None:
         seed=job.options.seed,
         progress=job.progress,
     )
-    _comment(measurement, job.progress)
+    _comment(measurement, job)
     return measurement
 
 
-def _comment(measurement: Measurement, progress: Progress) -> None:
-    """Warn of a result that is slower than its input."""
+def _comment(measurement: Measurement, job: Job) -> None:
+    """Warn of a result that is slower than its input, where it is to run."""
     speed = measurement.speed
-    if speed.ratio > 1.0:
+    if not is_here(job.options.target):
+        job.progress.note(f"speed is that of this machine, not of {job.workshop.hardware.name}")
+    elif speed.ratio > 1.0:
         noise = " (within the noise of the measurement)" if speed.ratio - speed.ratio_error <= 1.0 else ""
-        progress.warn(
+        job.progress.warn(
             f"the quantized model is slower than its input: {speed.after_ms:.2f} ms against"
             f" {speed.before_ms:.2f} ms for {speed.shape}, {speed.ratio:.2f} times as long{noise}"
         )

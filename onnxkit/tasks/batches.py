@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from onnxkit.inputs import Located, Sample
+from onnxkit.inputs import Located, LocatedBatch, Sample
 from onnxkit.progress import Progress
-from onnxkit.tasks.base import Encoded, Feeds, Side, Task
+from onnxkit.tasks.base import Encoded, Side, Task
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def feeds(
     batch_size: int = 8,
     pad_side: Side = "right",
     progress: Progress | None = None,
-) -> Iterator[Feeds]:
+) -> Iterator[LocatedBatch]:
     """Yield the model's inputs for samples, as `run` would feed them (calibration uses this).
 
     Batches are formed of rows of like length within a window, so their order is not the samples'.
@@ -78,7 +78,9 @@ def feeds(
         truncation.count(groups)
         rows = list(itertools.chain.from_iterable(groups))
         for batch in by_length(rows, rows_a_run(task, batch_size)):
-            yield task.collate(filled(task, [rows[position] for position in batch]), pad_side=pad_side)
+            chosen = [rows[position] for position in batch]
+            made = task.collate(filled(task, chosen), pad_side=pad_side)
+            yield LocatedBatch(made, [row.where for row in chosen])
     truncation.warn(progress or Progress(), task)
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import processors
 
-from onnxkit.errors import InputError, UsageError
+from onnxkit.errors import InputError, UsageError, suggestion
 from onnxkit.safety import read_json
-from onnxkit.tasks.special_tokens import nearest
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -248,7 +247,7 @@ def _chosen(text: str, option: str, codes: Sequence[str], names: Mapping[str, st
     if bare.lower() in names:
         return names[bare.lower()]
     raise UsageError(
-        f"{option} {text}: the model does not have this language; {nearest(text, [*codes, *names])}"
+        f"{option} {text}: the model does not have this language; {suggestion(text, [*codes, *names])}"
     )
 
 

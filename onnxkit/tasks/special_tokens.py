@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
     from onnxkit.tasks.tokenizer import TokenizerSetup
@@ -27,14 +26,8 @@ def stop_token_ids(setup: TokenizerSetup, tokens: Sequence[str], *, where: str) 
     return tuple(ids)
 
 
-def nearest(word: str, known: Sequence[str], *, count: int = 3) -> str:
-    """Return "did you mean …?" with the nearest of `known`, or those that there are."""
-    near = difflib.get_close_matches(word, known, n=count, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known[:20])}"
-
-
 def _advice(setup: TokenizerSetup, token: str) -> str:
     special = [one.content for one in setup.tokenizer.get_added_tokens_decoder().values()]
     if not special:
         return "its tokenizer has no special tokens; --stop takes a text"
-    return f"{nearest(token, special)} (--stop takes a text)"
+    return f"{suggestion(token, special)} (--stop takes a text)"

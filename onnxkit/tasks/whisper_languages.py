@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 
 # ISO 639-1 (or -3) code and English name, as OpenAI's tokenizer lists them.
 _NAMES = """
@@ -49,6 +48,4 @@ def language_code(wanted: str, known: Collection[str]) -> str:
         if code is not None and code in known:
             return code
     names = {name: code for name, code in CODES.items() if code in known}
-    near = difflib.get_close_matches(asked, [*names, *known], n=3, cutoff=0.5)
-    offered = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(known))}"
-    raise UsageError(f"the model has no language {wanted!r}; {offered}")
+    raise UsageError(f"the model has no language {wanted!r}; {suggestion(asked, [*sorted(known), *names])}")

@@ -90,11 +90,16 @@ class WhisperRule:
         scores = logits.astype(np.float32)  # a copy
         said = np.asarray(tokens[len(self.prefix) :])
         if len(said) == 0:
-            scores[self._begin_suppress] = -np.inf
-        scores[self._suppress] = -np.inf
+            _forbid(scores, self._begin_suppress)
+        _forbid(scores, self._suppress)
         if self._timestamps:
             self._timestamps.apply(said, scores)
         return scores
+
+
+def _forbid(scores: Array, ids: Array) -> None:
+    # Ids that the vocabulary lacks are passed over, as in transformers: a config's defaults are whisper's own.
+    scores[ids[(ids >= 0) & (ids < scores.size)]] = -np.inf
 
 
 def _log_sum(scores: Array) -> float:

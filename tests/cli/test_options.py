@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxkit.cli import options
-from onnxkit.errors import UsageError
+from onnxkit.errors import UsageError, suggestion
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1))
@@ -50,5 +50,6 @@ def test_the_environment_variable_follows_from_the_name(names: tuple[str, ...], 
 
 
 def test_suggestions_are_the_nearest_names_or_all() -> None:
-    assert options.suggest("int8-dinamic", ["int8-dynamic", "fp16"]) == "did you mean int8-dynamic?"
-    assert options.suggest("zzz", ["a", "b"]) == "known are a, b"
+    assert suggestion("int8-dinamic", ["int8-dynamic", "fp16"]) == "did you mean int8-dynamic?"
+    assert suggestion("zzz", ["a", "b"]) == "known are a, b"
+    assert suggestion("zzz", map(str, range(30))).endswith("18, 19, …")

@@ -7,7 +7,9 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +63,42 @@ def test_a_stage_that_is_interrupted_leaves_nothing(
     assert done.code == (130 if number == signal.SIGINT else 143), done.err
     assert len(done.errors) == 1, done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("way", ["-m onnxkit", "script"])
+def test_a_signal_while_python_imports_ends_it_without_a_word(
+    way: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """`typer` stands for all that is imported before a command begins."""
+    (tmp_path / "typer.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(30)")
+    project = Path(__file__).parents[2]
+    module, _, function = tomllib.loads((project / "pyproject.toml").read_text())["project"]["scripts"][
+        "onnxkit"
+    ].partition(":")
+    script = f"from {module} import {function}; {function}()"
+    process = subprocess.Popen(
+        [sys.executable, *(["-c", script] if way == "script" else way.split()), "--help"],
+        env={**environment(), "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, project)))},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert int(process.stdout.readline()) == process.pid
+    done = finish(process, number)
+    assert (done.code, done.out, done.err) == (code, "", "")
+
+
+def test_a_second_signal_does_not_interrupt_what_is_said_about_the_first() -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from onnxkit.cli import app, boundary\n"
+        "def stop(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "boundary._tell = stop\n"
+        "sys.argv = ['onnxkit', 'no-such-command']\n"
+        "app.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

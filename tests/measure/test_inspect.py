@@ -14,8 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxkit.errors import InputError
 from onnxkit.measure.inspect import inspect_model
+from onnxkit.quantize import QuantizeOptions
 from onnxkit.report import to_plain
+from tests import expert_graphs
 from tests.encoder_graphs import WIDTH, EncoderSpec, build_encoder, save_plain
+from tests.quantize.graphs import quantized
 
 
 def model_of(path: Path, nodes, tensors, *, opset: int = 21) -> Path:
@@ -117,6 +120,21 @@ def test_nodes_and_weights_of_subgraphs_are_seen(tmp_path):
     found = only(model_of(tmp_path / "m.onnx", nodes, {"c": np.array(True)}))
     assert found.parameters == 2 * 64 * 4
     assert found.nodes_by_type == {"MatMul": 2, "If": 1}
+
+
+@pytest.mark.parametrize("scheme", [None, "int4-weight"])
+def test_experts_are_linear_weights(scheme, tmp_path):
+    """A loop's body reads them, from the graph around it."""
+    model = expert_graphs.experts(transposed=False)
+    if scheme is not None:
+        model, _ = quantized(model, options=QuantizeOptions(scheme=scheme, include=(".",)))
+    onnx.save(model, tmp_path / "m.onnx")
+    found = only(tmp_path / "m.onnx")
+    assert found.quantized.linear_nodes == 1
+    rows = expert_graphs.EXPERTS * expert_graphs.WIDTH
+    stored = rows * (expert_graphs.DEPTH if scheme is None else 64)  # two whole blocks of 32
+    assert found.parameters == found.quantized.linear_parameters == stored
+    assert found.quantized.share == (0.0 if scheme is None else 1.0)
 
 
 def test_regions_are_counted(tmp_path):

@@ -14,6 +14,7 @@ from onnxkit.quantize.search.allocation import (
     ErrorOf,
     Item,
     average_bits,
+    check_budget,
     items_of,
     plans_of,
     purchases,
@@ -107,6 +108,7 @@ def test_a_tied_table_counts_once():
 
 
 def test_a_budget_below_the_cheapest_is_refused():
-    _, made = items([1], [0.1])
+    (unit,) = units_of([layer("layer")])
     with pytest.raises(UsageError, match=r"--bits-per-weight 4: the smallest formats need 4\.\d+ already"):
-        within_budget(made, 4.0)
+        check_budget({unit: INT4}, 4.0)
+    check_budget({unit: INT4}, INT4.bits_per_weight(unit.depth))

@@ -15,6 +15,7 @@ from onnxkit.quantize.codes.block_store import BlockStore
 from onnxkit.quantize.codes.codebook import BlockedTensor, CodeBook
 from onnxkit.quantize.formats import BlockFormat
 from onnxkit.quantize.options import QuantizeOptions
+from onnxkit.runtime import RuntimeOptions, open_session
 from tests.quantize.graphs import operators, proto, quantized, random, session
 
 SETTINGS = [(bits, symmetric) for bits in (4, 8) for symmetric in (False, True)]
@@ -30,8 +31,8 @@ def decoded(weight: np.ndarray, blocks: BlockFormat, *, turned: bool = False) ->
     graph.register_initializer(value)
     item = BlockedTensor(tensor=value.const_value, name="w", turned=turned, layer="layer", seen=False)
     made = BlockStore(graph, CodeBook()).matrix(item, blocks)
-    scales = made.scales if made.scales.is_initializer() else made.scales.producer().inputs[0]
-    stored = [each for each in (made.codes, scales, made.zero_points) if each is not None]
+    parts = [each for each in (made.codes, made.scales, made.zero_points) if each is not None]
+    stored = [each if each.is_initializer() else each.producer().inputs[0] for each in parts]
     for each in stored:
         assert tuple(each.shape.numpy()) == each.const_value.numpy().shape
     codes, scales, *zeros = (each.const_value.numpy() for each in stored)
@@ -82,11 +83,24 @@ def test_the_product_is_that_of_the_stored_weight(bits, symmetric, depth):
     weight, bias, x = random(depth, 12), random(12, seed=1), random(2, 3, depth, seed=2)
     model = proto(nodes, {"w": weight, "b": bias}, inputs={"x": ["B", "S", depth]})
     made, _ = quantized(model, options=options)
-    assert operators(made) == ["Cast", "MatMulNBits"]
+    assert operators(made) == ["Identity", "Cast", "MatMulNBits"]
     back = decoded(weight, BlockFormat(bits=bits, size=16, symmetric=symmetric)).T
     np.testing.assert_allclose(session(made).run({"x": x})["y"], x @ back + bias, atol=1e-4)
     attributes = {each.name: each.i for each in made.graph.node[-1].attribute}
     assert attributes == {"K": depth, "N": 12, "bits": bits, "block_size": 16, "accuracy_level": 1}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_product_is_right_where_onnx_runtime_folds_nothing(bits):
+    """Codes that are constant beside scales that are not are packed wrongly (accuracy level 4)."""
+    options = QuantizeOptions(scheme=f"int{bits}-weight", algorithm="rtn", include=(".",), accuracy_level=4)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")]
+    weight, x = random(64, 12), random(2, 3, 64, seed=2)
+    made, _ = quantized(proto(nodes, {"w": weight}, inputs={"x": ["B", "S", 64]}), options=options)
+    plain = open_session(made.SerializeToString(), RuntimeOptions(graph_optimization="none"))
+    found = plain.run({"x": x})["y"]
+    expected = session(made).run({"x": x})["y"]
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def tied(head: str) -> onnx.ModelProto:

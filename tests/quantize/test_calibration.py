@@ -99,7 +99,7 @@ def test_one_run_is_alive_at_a_time(run_over):
 def test_padding_does_not_count():
     mask = np.array([[1, 1, 0], [1, 0, 0]])
     feeds, values = {"attention_mask": mask}, {"v": np.arange(12.0).reshape(2, 3, 2), "g": np.ones((4, 2))}
-    run = Run(sample=1, feeds=feeds, values=values)
+    run = Run(sample=1, where="a", feeds=feeds, values=values)
     np.testing.assert_array_equal(run.tokens("v"), [[0, 1], [2, 3], [6, 7]])
     assert run.tokens("g").shape == (4, 2)
 
@@ -112,12 +112,12 @@ def test_no_samples_is_an_error(run_over):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_sample_with_nan_is_named(run_over, bad):
     feeds = [{"x": random(1, 2, 32)}, {"x": np.full((1, 2, 32), bad, np.float32)}]
-    with pytest.raises(InputError, match="sample 2 makes NaN"):
+    with pytest.raises(InputError, match="sample 2: this calibration sample makes NaN"):
         collect(run_over(feeds), INNER, CALIBRATORS["minmax"]())
 
 
 def test_an_empty_sample_is_named(run_over):
-    with pytest.raises(InputError, match="sample 1 is empty"):
+    with pytest.raises(InputError, match="sample 1: this calibration sample is empty"):
         collect(run_over([{"x": random(1, 0, 32)}]), INNER, CALIBRATORS["minmax"]())
 
 

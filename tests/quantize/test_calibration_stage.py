@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxkit.errors import InputError
+from onnxkit.errors import InputError, UsageError
 from onnxkit.predictor import Predictor
 from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, quantize_model
+from onnxkit.quantize.calibration import ranges, runs, statistics
 from onnxkit.quantize.calibration.calibrators import CALIBRATORS
 from tests.generating_models import TEMPLATE, language_model, translator
 from tests.heard import Heard
@@ -89,12 +90,90 @@ def test_the_cache_spares_the_runs_and_gives_the_same(tmp_path, tensors):
         quantize(source, tmp_path / "three", **options)
 
 
+def collecting(monkeypatch) -> list[str]:
+    """The texts of the calibration runs from now on."""
+    made: list[str] = []
+    real = runs.runs
+
+    def counted(*given, text: str = "calibrating", **more):
+        made.append(text)
+        return real(*given, text=text, **more)
+
+    monkeypatch.setattr(statistics, "runs", counted)
+    monkeypatch.setattr(ranges, "runs", counted)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        ({"algorithm": "rtn"}, []),
+        ({"algorithm": "rtn", "bias_correction": True}, []),
+        ({"algorithm": "rtn", "smooth_quant": 0.6, "format": "qdq"}, []),
+        ({}, ["collecting statistics"]),  # GPTQ's Hessians
+        ({"scheme": "int8-dynamic", "algorithm": "rtn"}, []),
+        ({"scheme": "int4-weight", "algorithm": "awq"}, []),
+        ({"scheme": "int4-weight", "algorithm": "search"}, []),
+        ({"scheme": "mixed", "algorithm": "search", "bits_per_weight": 7.0, "measure": True}, []),
+    ],
+)
+def test_the_cache_keeps_what_runs_would_find_again(tmp_path, tensors, monkeypatch, options, again):
+    source, cache = mlp_dir(tmp_path / "model"), tmp_path / "cache.json"
+    given = {"calibration": tensors, **options}
+    quantize(source, tmp_path / "none", **given)
+    quantize(source, tmp_path / "one", **given, calibration_cache=cache)
+    text = cache.read_text()
+    made = collecting(monkeypatch)
+    report = quantize(source, tmp_path / "two", **given, calibration_cache=cache)
+    assert made == again and cache.read_text() == text
+    assert report.calibration is not None and report.calibration.samples in (7, 8)
+    none, one, two = ((tmp_path / name / "model.onnx").read_bytes() for name in ("none", "one", "two"))
+    assert none == one == two
+
+
+def test_what_the_cache_has_not_is_found_and_added(tmp_path, tensors, monkeypatch):
+    source, cache = mlp_dir(tmp_path / "model"), tmp_path / "cache.json"
+    plain = {"calibration": tensors, "calibration_cache": cache, "algorithm": "rtn", "smooth_quant": "off"}
+    quantize(source, tmp_path / "one", **plain)
+    made = collecting(monkeypatch)
+    quantize(source, tmp_path / "two", **plain, bias_correction=True)
+    quantize(source, tmp_path / "three", **plain, bias_correction=True)
+    assert made == ["collecting statistics"]
+
+
+def test_the_lines_of_an_exclusion_file_belong_to_the_key(tmp_path, tensors):
+    source, excluded = mlp_dir(tmp_path / "model"), tmp_path / "exclude.txt"
+    excluded.write_text("layer.up\n")
+    options = {"calibration": tensors, "calibration_cache": tmp_path / "cache.json"}
+    quantize(source, tmp_path / "one", **options, exclude_from=excluded)
+    with pytest.raises(InputError, match=r"--exclude-from layer\.up instead of None"):
+        quantize(source, tmp_path / "two", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "int4-weight"}, "keeps no Hessians, which gptq learns from"),
+        ({"scheme": "int8-weight"}, "has nothing to keep of rtn"),
+        ({"scheme": "log8"}, "--calibration-cache applies to .*int8-static"),
+    ],
+)
+def test_a_cache_that_would_spare_nothing_is_refused(tmp_path, tensors, options, message):
+    data = {} if options["scheme"] == "log8" else {"calibration": tensors}
+    with pytest.raises(UsageError, match=message):
+        quantize(
+            mlp_dir(tmp_path / "model"), tmp_path / "out", **data, **options,
+            calibration_cache=tmp_path / "cache.json",
+        )  # fmt: skip
+    assert not (tmp_path / "cache.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"x": random(0, 5, 32)}, "holds no samples"),
-        ({"x": random(2, 0, 32)}, "calibration sample 1 is empty"),
-        ({"x": np.full((2, 5, 32), np.nan, np.float32)}, "calibration sample 1 makes NaN"),
+        ({"x": random(2, 0, 32)}, r"c\.npz, row 1: this calibration sample is empty"),
+        ({"x": np.full((2, 5, 32), np.nan, np.float32)}, r"c\.npz, row 1: this calibration sample makes NaN"),
         ({"y": random(2, 5, 32)}, "holds no columns|the model's inputs are|no 'x'|holds y"),
         ({"x": random(2, 5, 31)}, "31"),
     ],

@@ -40,7 +40,6 @@ def test_a_model_that_holds_at_once_is_measured_once():
     model = Model(noises([0.1, 0.2, 0.3]))
     decision = decide(found, plans_for(found), Gates(max_kl=0.6), tools(model))
     assert decision.plans == plans_for(found) and len(model.calls) == 1
-    assert decision.sensitivity is None and decision.released == ()
     assert [attempt.holds for attempt in decision.attempts] == [True]
 
 
@@ -59,8 +58,8 @@ def test_the_fewest_layers_are_released_most_sensitive_first(values: list[float]
         assert not decision.holds and left
         assert all(not attempt.holds for attempt in decision.attempts)
     else:
-        assert decision.holds and len(decision.released) == needed
-        gone = {model.noises[name] for name in decision.released}
+        gone = {noise for name, noise in model.noises.items() if name not in left}
+        assert decision.holds
         assert gone == set(order[:needed]) and len(left) == len(values) - needed
     trials = len(decision.attempts)
     assert trials <= 2 + math.ceil(math.log2(len(values)))
@@ -70,7 +69,6 @@ def test_layers_that_share_a_weight_are_released_together():
     found = units_of([layer("embedding", weight="table"), layer("head", weight="table"), layer("other")])
     model = Model({"embedding": 0.3, "head": 0.5, "other": 0.1})
     decision = decide(found, plans_for(found), Gates(max_kl=0.2), tools(model))
-    assert decision.released == ("embedding + head",)
     assert decision.plans == {"model": {"other": INT4}}
 
 
@@ -217,7 +215,7 @@ def test_mixed_takes_the_cheapest_plan_that_keeps_a_gate():
     decision = decide_mixed(found, candidates, Gates(max_kl=0.1), tools(model), bits_per_weight=None)
     plan = decision.plans["model"]
     wide = {name for name, each in plan.items() if each == INT8}
-    assert decision.holds and decision.released == ()
+    assert decision.holds and set(plan) == set(model.noises)
     assert wide == {name for name, noise in model.noises.items() if noise >= 0.1}
     assert model(decision.plans).noise <= 0.1
 
@@ -228,5 +226,11 @@ def test_mixed_with_a_budget_and_a_gate_that_do_not_meet():
     candidates = dict.fromkeys(found, (INT4, INT8))
     decision = decide_mixed(found, candidates, Gates(max_kl=0.001), tools(model), bits_per_weight=5.5)
     assert not decision.holds and len(decision.attempts) >= 2
+
+
+@pytest.mark.parametrize("gates", [Gates(), Gates(max_kl=0.1)])
+def test_a_budget_that_nothing_fits_is_refused_before_anything_is_measured(gates: Gates):
+    found, model = units(6), Model(noises([0.1, 0.02, 0.3, 0.01, 0.05, 0.2]))
     with pytest.raises(UsageError, match="need 4"):
-        decide_mixed(found, candidates, Gates(max_kl=0.1), tools(model), bits_per_weight=4.0)
+        decide_mixed(found, dict.fromkeys(found, (INT4, INT8)), gates, tools(model), bits_per_weight=4.0)
+    assert not model.calls

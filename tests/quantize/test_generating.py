@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import onnx
 import pytest
 
 from onnxkit.artifact import ModelDir
+from onnxkit.cli.console import Console
+from onnxkit.cli.quantize import show
 from onnxkit.errors import UsageError
 from onnxkit.graph.kv_cache import CACHE
 from onnxkit.optimize import OptimizeOptions, optimize_model
@@ -16,6 +19,8 @@ from onnxkit.quantize import QuantizeOptions, planning, quantize_model
 from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.decoder_graphs import DecoderSpec, feeds
+from tests.generating_models import language_model, translator
+from tests.heard import Heard
 from tests.optimize.test_decoders import decoder, encoder_decoder
 
 ONE = RuntimeOptions(threads=1)
@@ -73,8 +78,30 @@ def test_a_decoder_is_measured_on_one_step(lowered, tmp_path):
     assert report.weight_bits == 8
     assert {layer.format for layer in report.quantized} == {"int8 in blocks of 16, with zero points, rtn"}
     assert report.bits_per_weight == pytest.approx(8 + 24 / 16, rel=0.01)
-    assert report.measurement.speed.shape.startswith("one token after ")
+    measured = report.measurement
+    assert measured.speed.shape.startswith("one token after ")
+    assert measured.prompt is not None and measured.prompt.shape.startswith("a prompt of ")
+    assert measured.text is None and measured.divergence is None
     assert [one.output for one in report.measurement.agreement] == ["logits"]
+
+
+@pytest.mark.parametrize("make", [language_model, translator])
+def test_what_the_text_and_what_the_outputs_say_is_told_apart(tmp_path, make):
+    source, file = make(tmp_path / "in"), tmp_path / "eval.txt"
+    file.write_text("the cat sat on the mat.\nwhat a day, said the dog.\n")
+    heard, console = Heard(), Console(out=io.StringIO())
+    given = {"scheme": "int8-weight", "include": (".",), "eval": file, "threads": 1}
+    report = quantize_model(source, tmp_path / "out", QuantizeOptions(**given), progress=heard)
+    measured = report.measurement
+    assert (measured.text, measured.measured_on) == (str(file), "seeded random inputs")
+    assert measured.divergence is not None and measured.divergence.tokens > 10
+    assert f"measuring on {file}" in heard.notes
+    before = "the encoder on 1x" if make is translator else "a prompt of "
+    assert measured.prompt is not None and measured.prompt.shape.startswith(before)
+    show(console, report)
+    shown = console.out.getvalue()
+    assert f"\nAgainst the input model, on {file}\n" in shown
+    assert f"\nOutputs, on {measured.samples} samples of seeded random inputs\n" in shown
 
 
 @pytest.mark.parametrize("scheme", LAYER_BY_LAYER)

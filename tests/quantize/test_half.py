@@ -18,22 +18,15 @@ from onnxkit.graph.half_precision import to_half
 from onnxkit.graph.upcast import bf16_to_fp32, half_to_fp32
 from onnxkit.measure.agreement import compare
 from onnxkit.progress import Progress
-from onnxkit.quantize.half import LIMIT, convert, warn_of_cpu
+from onnxkit.quantize.half import LIMIT, announce, convert
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
+from tests.heard import Heard
 from tests.quantize.graphs import proto, random, session
 
 ONE = RuntimeOptions(threads=1)
 NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-
-
-class Said(Progress):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def chain(count: int = 6, **weights: np.ndarray) -> onnx.ModelProto:
@@ -196,7 +189,26 @@ def test_a_stored_value_out_of_range_is_the_reason(tmp_path):
 
 
 def test_the_cpu_warnings_say_what_to_expect():
-    said = Said()
-    warn_of_cpu("fp16", said)
-    warn_of_cpu("bf16", said)
+    said = Heard()
+    announce("fp16", None, said)
+    announce("bf16", "avx2", said)
     assert "no faster" in said.warnings[0] and "GPU" in said.warnings[1]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_gpu_is_not_told_what_holds_for_a_cpu(dtype):
+    said = Heard()
+    announce(dtype, "cuda", said)
+    assert not said.warnings and "--ep cuda" in said.notes[0]
+
+
+def test_a_convolution_that_takes_no_bfloat16_is_named(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="conv"),
+        helper.make_node("Relu", ["h"], ["y"], name="act"),
+    ]
+    model = proto(nodes, {"w": random(8, 3, 3, 3)}, inputs={"x": ["b", 3, 8, 8]})
+    x = random(1, 3, 8, 8, seed=1)
+    [kept] = converted(model, "bf16", tmp_path, x=x).kept
+    assert (kept.name, kept.reason) == ("conv", "Conv takes no bfloat16 in opset 18")
+    assert not converted(model, "fp16", tmp_path, x=x).kept

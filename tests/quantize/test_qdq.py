@@ -67,6 +67,24 @@ def test_a_gemm_has_its_bias_in_integers_and_is_fused(tmp_path):
     assert fused(made, tmp_path) == ["QuantizeLinear", "QGemm"]
 
 
+def test_a_table_and_the_head_tied_to_it_are_stored_once(tmp_path):
+    table, ids = random(400, 32, scale=0.2), np.arange(12, dtype=np.int64).reshape(3, 4)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"], name="embedding"),
+        helper.make_node("Relu", ["x"], ["r"], name="act"),
+        helper.make_node("Transpose", ["table"], ["t"], name="turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["r", "t"], ["y"], name="head"),
+    ]
+    model = proto(nodes, {"table": table}, inputs={"ids": ["batch_size", "sequence_length"]}, ids=True)
+    rows = np.maximum(table[ids], 0)
+    made, _ = quantized(model, options=QDQ, ranges=ranges(r=rows))
+    stored = [each for each in made.graph.initializer if each.data_type == onnx.TensorProto.INT8]
+    assert [list(each.dims) for each in stored if np.prod(each.dims) > 400] == [[400, 32]]
+    assert {node.domain for node in made.graph.node} == {""}
+    assert cosine(session(made).run({"ids": ids})["y"], rows @ table.T) > 0.999
+    assert "MatMulIntegerToFloat" in fused(made, tmp_path)
+
+
 def test_two_readers_share_the_pair():
     nodes = [helper.make_node("MatMul", ["x", w], [y], name=y) for w, y in (("w1", "a"), ("w2", "b"))]
     nodes.append(helper.make_node("Mul", ["a", "b"], ["y"], name="y"))

@@ -22,6 +22,8 @@ from tests.heard import Heard
 from tests.model_dirs import VOCABULARY, WORDS, save_graph, save_tokenizer
 from tests.quantize.graphs import ONE, cosine, mlp_dir, random
 
+SLOWER = SpeedChange(shape="1x1", before_ms=1.0, after_ms=3.0, ratio=3.0, ratio_error=0.1, threads=1)
+
 
 @pytest.fixture(autouse=True)
 def short_timing(monkeypatch):
@@ -188,10 +190,17 @@ def test_no_measure_says_so(tmp_path):
 
 
 def test_a_slower_result_is_a_warning(tmp_path, monkeypatch):
-    slow = SpeedChange(shape="1x1", before_ms=1.0, after_ms=3.0, ratio=3.0, ratio_error=0.1, threads=1)
-    monkeypatch.setattr(judge, "_speed", lambda *arguments: slow)
+    monkeypatch.setattr(judge, "_timed", lambda *_: SLOWER)
     _, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out")
     assert any("slower than its input: 3.00 ms against 1.00 ms" in text for text in heard.warnings)
+
+
+def test_a_target_that_is_another_machine_is_not_judged_by_this_ones_speed(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "_timed", lambda *_: SLOWER)
+    _, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out", target="cuda")
+    assert "speed is that of this machine, not of an NVIDIA GPU" in heard.notes
+    assert not [text for text in heard.warnings if "slower" in text]
+    assert any("no CUDA kernels for these 8-bit products" in text for text in heard.warnings)
 
 
 def test_quantizing_twice_is_refused(tmp_path):

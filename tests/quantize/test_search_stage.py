@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from onnxkit.artifact import ModelDir
-from onnxkit.errors import GateFailed, InputError
+from onnxkit.errors import GateFailed, InputError, UsageError
 from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
+from onnxkit.quantize import stage as quantize_stage
+from onnxkit.quantize.search.bench import Bench
 from tests.generating_models import language_model
 from tests.quantize.graphs import mlp_dir
 
@@ -105,6 +107,46 @@ def test_a_killed_search_goes_on(tmp_path):
         quantize_model(source, out, options(scheme="int4-weight", min_cosine=1.0), progress=Heard())
     assert "going on with 2 variants measured before" in heard
     assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nor what the killed run had staged
+
+
+@pytest.mark.parametrize("stage", [quantize_model, analyze_model])
+def test_a_search_that_is_over_is_kept_until_its_output_stands(tmp_path, monkeypatch, stage):
+    source, out, calls = mlp_dir(tmp_path / "in"), tmp_path / "out", []
+    measure = Bench.measure
+
+    def counted(*given):
+        calls.append(given)
+        return measure(*given)
+
+    def interrupted(*given, **more):
+        raise KeyboardInterrupt
+
+    goal = {"bits_per_weight": 7.0} if stage is quantize_model else {}
+    wanted = options(scheme="mixed" if goal else "int4-weight", **goal)
+    monkeypatch.setattr(Bench, "measure", counted)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(quantize_stage, "seal", interrupted)
+        stage(source, out, wanted)
+    assert calls and len(_journals(tmp_path)) == 1
+    measured = len(calls)
+    stage(source, out, wanted)
+    assert len(calls) == measured
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_an_output_that_appears_meanwhile_costs_no_search(tmp_path, monkeypatch):
+    source, out = mlp_dir(tmp_path / "in"), tmp_path / "out"
+    seal = quantize_stage.seal
+
+    def late(*given, **more):
+        out.mkdir()
+        (out / "note.txt").write_text("mine")
+        seal(*given, **more)
+
+    monkeypatch.setattr(quantize_stage, "seal", late)
+    with pytest.raises(UsageError, match="exists"):
+        quantize_model(source, out, options(scheme="mixed", bits_per_weight=7.0))
+    assert len(_journals(tmp_path)) == 1 and (out / "note.txt").read_text() == "mine"
 
 
 def _journals(folder: Path) -> list[Path]:

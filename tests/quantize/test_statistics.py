@@ -31,7 +31,7 @@ from tests.quantize.graphs import ONE, mlp, random
 
 def run_of(array: np.ndarray, mask: np.ndarray | None = None) -> Run:
     feeds = {} if mask is None else {"attention_mask": mask}
-    return Run(sample=1, feeds=feeds, values={"v": array})
+    return Run(sample=1, where="a", feeds=feeds, values={"v": array})
 
 
 def assert_right(found, x: np.ndarray) -> None:
@@ -105,7 +105,7 @@ def test_bad_samples_are_named(graph, tmp_path):
     with pytest.raises(InputError, match="calibration set is empty"):
         collected(graph, [], tmp_path, hessians=False)
     bad = {"x": np.full((1, 2, 32), np.nan, np.float32)}
-    with pytest.raises(InputError, match="sample 2 makes NaN or infinity in 'x'"):
+    with pytest.raises(InputError, match="sample 2: this calibration sample makes NaN or infinity in 'x'"):
         collected(graph, [{"x": random(1, 4, 32)}, bad], tmp_path, hessians=True)
 
 
@@ -123,7 +123,8 @@ def graph_of(model: ModelDir, component: str) -> Graph:
 def made_by(graph: Graph, data: DataSet, values, tmp_path) -> list[Run]:
     found = runs(graph, values, data, scratch=tmp_path / "scratch", runtime=ONE, progress=Progress())
     return [
-        Run(sample=r.sample, feeds=r.feeds, values={n: a.copy() for n, a in r.values.items()}) for r in found
+        Run(sample=r.sample, where=r.where, feeds=r.feeds, values={n: a.copy() for n, a in r.values.items()})
+        for r in found
     ]
 
 

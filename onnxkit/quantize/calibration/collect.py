@@ -99,10 +99,13 @@ def checked(run: Run, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """A value of a run without padding; InputError for an empty one, NaN or infinity."""
     array = run.tokens(name)
     if not array.size:
-        raise InputError(f"calibration sample {run.sample} is empty: value '{name}' has shape {array.shape}")
+        raise InputError(
+            f"{run.where}: this calibration sample is empty (value '{name}' has shape {array.shape}); "
+            "leave it out"
+        )
     if not np.isfinite(array).all():
         raise InputError(
-            f"calibration sample {run.sample} makes NaN or infinity in '{name}': check the sample"
+            f"{run.where}: this calibration sample makes NaN or infinity in '{name}': mend it or leave it out"
         )
     return array
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxkit.artifact.digests import file_entry
 from onnxkit.errors import InputError, UsageError
-from onnxkit.inputs import Sample, read_samples
+from onnxkit.inputs import LocatedBatch, Sample, place, read_samples
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.random_data import random_feeds, random_samples
 from onnxkit.quantize.calibration.raw import input_specs, is_raw, single_rows
@@ -58,25 +58,30 @@ class DataSet:
     max_length: int | None = None
     random: bool = False
 
-    def feeds(self, batch_size: int, progress: Progress) -> Iterator[Feeds]:
+    def feeds(self, batch_size: int, progress: Progress) -> Iterator[LocatedBatch]:
         """Yield the model's inputs, `batch_size` samples at a time (raw tensors and random data: one)."""
         if self.task is None:
             yield from (made for _, made in self.numbered_feeds(progress))
         else:
             yield from feeds(self.task, self.samples, batch_size=batch_size, progress=progress)
 
-    def numbered_feeds(self, progress: Progress) -> Iterator[tuple[int, Feeds]]:
+    def place(self, number: int) -> str:
+        """Where the sample with this number, from 1, comes from."""
+        return f"random sample {number}" if self.random else place(self.samples[number - 1], number)
+
+    def numbered_feeds(self, progress: Progress) -> Iterator[tuple[int, LocatedBatch]]:
         """Yield (number of the sample from 1, feeds) in order, one sample in memory at a time."""
         if self.task is None:
             for number, sample in enumerate(self.samples, 1):
-                yield number, random_feeds(self.model, sample) if self.random else sample
+                made = random_feeds(self.model, sample) if self.random else sample
+                yield number, LocatedBatch(made, [self.place(number)])
             return
         truncation = Truncation()
         for number, sample in enumerate(located(self.task, self.samples), 1):
             groups = self.task.rows([sample])
             truncation.count(groups)
             for row in groups[0]:
-                yield number, self.task.collate(filled(self.task, [row]))
+                yield number, LocatedBatch(self.task.collate(filled(self.task, [row])), [row.where])
         truncation.warn(progress, self.task)
 
     def subset(self, positions: Sequence[int]) -> DataSet:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxkit.errors import InputError
-from onnxkit.inputs import Sample
+from onnxkit.inputs import Located, Sample
 from onnxkit.measure.cached_cases import is_cached
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def is_raw(sample: Sample, model: ModelDir) -> bool:
     return bool(names & set(sample)) and all(isinstance(value, np.ndarray) for value in sample.values())
 
 
-def single_rows(sample: Sample, specs: Sequence[TensorSpec], where: str) -> Iterator[Sample]:
+def single_rows(sample: Sample, specs: Sequence[TensorSpec], where: str) -> Iterator[Located]:
     """Divide a set of tensors along its batch axis; tensors without one go into every row.
 
     `decoder_input_ids` may stand beside the inputs.
@@ -68,4 +68,5 @@ def single_rows(sample: Sample, specs: Sequence[TensorSpec], where: str) -> Iter
         listed = ", ".join(f"{name} {len(sample[name])}" for name in batched)
         raise InputError(f"{where}: the batch sizes differ ({listed})")
     for row in range(sizes.pop() if sizes else 1):
-        yield {name: array[row : row + 1] if name in batched else array for name, array in sample.items()}
+        feeds = {name: array[row : row + 1] if name in batched else array for name, array in sample.items()}
+        yield Located(feeds, f"{where}, row {row + 1}")

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.artifact import ModelDir
+from onnxkit.inputs import blamed
 from onnxkit.measure.cached_cases import is_cached
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
@@ -43,11 +44,13 @@ class Run:
 
     Attributes:
         sample: number of the sample that it belongs to, from 1.
+        where: the place of that sample, for errors.
         feeds: what the graph was given.
         values: the values asked for, float32, as the graph made them.
     """
 
     sample: int
+    where: str
     feeds: Feeds
     values: Feeds
 
@@ -118,11 +121,13 @@ class _Driver:
         if of_rows is None:
             items = self._data.numbered_feeds(progress)
             for number, feeds in progress.track(items, total=len(self._data.samples), text=text):
-                yield self._run(number, feeds)[0]
+                with blamed(feeds.places[0]):
+                    yield self._run(number, feeds.places[0], feeds)[0]
             return
         rows = token_rows(self._data, self._runtime, progress)
         for number, row in progress.track(rows, total=len(self._data.samples), text=text):
-            yield from of_rows(number, row)
+            with blamed(row.where):
+                yield from of_rows(number, row)
 
     def _of_rows(self) -> Callable[[int, TokenRow], Iterator[Run]] | None:
         """How a row of tokens is run; None for a graph that samples are fed to as they are."""
@@ -138,13 +143,14 @@ class _Driver:
         first = max(1, len(row.ids) - DECODE_STEPS)
         for start, end in [(0, first), *((place, place + 1) for place in range(first, len(row.ids)))]:
             feeds = step_feeds(self._session.inputs, row.ids[start:end], start, state)
-            run, presents = self._run(number, feeds)
+            run, presents = self._run(number, row.where, feeds)
             yield run
             state = {**state, **presents}
 
     def _first_step(self, number: int, row: TokenRow) -> Iterator[Run]:
         """Optimum's decoder without a past: it takes the encoder's output."""
-        yield self._run(number, step_feeds(self._session.inputs, row.ids, 0, self._encoded(row)))[0]
+        feeds = step_feeds(self._session.inputs, row.ids, 0, self._encoded(row))
+        yield self._run(number, row.where, feeds)[0]
 
     def _steps(self, number: int, row: TokenRow) -> Iterator[Run]:
         """Optimum's decoder with a past: one token at a time, after the decoder of the first step."""
@@ -152,7 +158,7 @@ class _Driver:
         state |= self._first.run(step_feeds(self._first.inputs, row.ids[:1], 0, state))
         for place in range(1, len(row.ids)):
             feeds = step_feeds(self._session.inputs, row.ids[place : place + 1], place, state)
-            run, presents = self._run(number, feeds)
+            run, presents = self._run(number, row.where, feeds)
             yield run
             state = {**state, **presents}
 
@@ -177,14 +183,14 @@ class _Driver:
         model: ModelDir = self._data.model
         return open_session(model.path / model.components[component].file, self._runtime)
 
-    def _run(self, number: int, feeds: Feeds) -> tuple[Run, dict[str, Array]]:
+    def _run(self, number: int, where: str, feeds: Feeds) -> tuple[Run, dict[str, Array]]:
         feeds = {spec.name: feeds[spec.name] for spec in self._session.inputs if spec.name in feeds}
         wanted = [*self._made, *self._present]
         outputs = self._session.run(feeds, wanted) if wanted else {}
         values = {name: outputs[name] for name in self._made}
         values |= {name: feeds[name] for name in self._fed}
         presents = {name: outputs[name] for name in self._present}
-        return Run(sample=number, feeds=feeds, values=values), presents
+        return Run(sample=number, where=where, feeds=feeds, values=values), presents
 
 
 def step_feeds(

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxkit.errors import InputError
 from onnxkit.generate.pipeline import Generator
-from onnxkit.inputs import Sample
+from onnxkit.inputs import Sample, blamed
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.random_data import random_feeds
@@ -34,10 +34,12 @@ class TokenRow:
     Attributes:
         ids: int64 [n]: what the decoder is run on, n >= 1.
         features: the encoder's inputs without batch axis; empty for a decoder-only model.
+        where: the place of the sample, for errors.
     """
 
     ids: Array
     features: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    where: str
 
 
 def token_rows(data: DataSet, runtime: RuntimeOptions, progress: Progress) -> Iterator[tuple[int, TokenRow]]:
@@ -52,7 +54,8 @@ def token_rows(data: DataSet, runtime: RuntimeOptions, progress: Progress) -> It
     encodes = "encoder" in data.model.components
     if data.task is None:
         for number, sample in enumerate(data.samples, 1):
-            yield number, _raw_row(random_feeds(data.model, sample) if data.random else sample, encodes)
+            feeds = random_feeds(data.model, sample) if data.random else sample
+            yield number, _raw_row(feeds, encodes, data.place(number))
         return
     if not isinstance(data.task, GeneratingTask):
         raise InputError(f"{data.model.path}: {data.task.name} is no task of a model that generates")
@@ -65,7 +68,7 @@ def token_rows(data: DataSet, runtime: RuntimeOptions, progress: Progress) -> It
         if row is None:  # a single token: nothing follows it
             continue
         count += 1
-        yield count, TokenRow(ids=row.extra.ids, features=row.features)
+        yield count, TokenRow(ids=row.extra.ids, features=row.features, where=row.where)
     if not count:
         raise InputError(f"{data.source}: no text of two tokens or more")
     truncation.warn(progress, data.task)
@@ -94,7 +97,8 @@ class _Rows:
         """A row followed by the tokens that the model generates."""
         [[row, *_]] = self._task.rows([sample])
         request = self._generator.request(row)
-        [(_, completion)] = self._generator.engine.generate([request])
+        with blamed(row.where):
+            [(_, completion)] = self._generator.engine.generate([request])
         ids = np.concatenate([row.extra.ids, np.array(completion.sequences[0].tokens, np.int64)])
         return dataclasses.replace(row, extra=dataclasses.replace(row.extra, ids=ids))
 
@@ -112,12 +116,17 @@ def _unscored(task: GeneratingTask) -> bool:
     return type(task).score_row is GeneratingTask.score_row
 
 
-def _raw_row(feeds: Mapping[str, Array], encodes: bool) -> TokenRow:
+def _raw_row(feeds: Mapping[str, Array], encodes: bool, where: str) -> TokenRow:
     """Tensors of one row: ids that the mask keeps; with an encoder its inputs and the decoder's ids."""
     if encodes and DECODER_IDS in feeds:
         features = {name: array[0] for name, array in feeds.items() if name != DECODER_IDS}
-        return TokenRow(ids=feeds[DECODER_IDS][0].astype(np.int64), features=features)
+        return TokenRow(ids=feeds[DECODER_IDS][0].astype(np.int64), features=features, where=where)
     if encodes:
-        raise InputError(f"tensors for the decoder are missing: add {DECODER_IDS} (int64, a row a sample)")
+        raise InputError(
+            f"{where}: tensors for the decoder are missing: add {DECODER_IDS} (int64, a row a sample)"
+        )
     ids, mask = feeds["input_ids"][0], feeds.get("attention_mask")
-    return TokenRow(ids=(ids if mask is None else ids[mask[0] > 0]).astype(np.int64))
+    kept = (ids if mask is None else ids[mask[0] > 0]).astype(np.int64)
+    if not len(kept):
+        raise InputError(f"{where}: the attention mask leaves no token of the row")
+    return TokenRow(ids=kept, where=where)

@@ -2,7 +2,9 @@
 
 Scales are stored in half precision and widened by a `Cast` that ONNX Runtime folds when it loads the file:
 float32 scales would cost half a bit a weight more in blocks of 32. A table and the head tied to it are one
-initializer, which the second reader gets through a `Reshape` that is folded as well.
+initializer, which the second reader gets through a `Reshape` that is folded as well. Where nothing is folded
+(`--graph-optimization none`), MatMulNBits packs constant codes without their scales, which are none, and
+multiplies with garbage (accuracy level 4, ONNX Runtime 1.31): so the codes stand behind a node as well.
 """
 
 from __future__ import annotations
@@ -47,10 +49,14 @@ class BlockStore:
         self._graph, self._book = graph, book
         self._made: dict[tuple[str, bool, BlockFormat], BlockedWeight] = {}
         self._shaped: dict[tuple[str, int], ir.Value] = {}
+        self._behind: dict[str, ir.Value] = {}
 
     def matrix(self, item: BlockedTensor, blocks: BlockFormat) -> BlockedWeight:
-        """Return a product's right side in blocks along its depth."""
-        return self._as(item, blocks, rank=3)
+        """Return a product's right side in blocks along its depth; constant codes have constant scales."""
+        found = self._as(item, blocks, rank=3)
+        if found.scales.is_initializer() or not found.codes.is_initializer():
+            return found
+        return dataclasses.replace(found, codes=self._handed_on(found.codes))
 
     def table(self, item: BlockedTensor, blocks: BlockFormat) -> BlockedWeight:
         """Return a table `[N, K]` in blocks along its rows; K is a multiple of the block's size."""
@@ -107,10 +113,20 @@ class BlockStore:
             self._shaped[key] = self._first(node, f"{codes.name}.rank{rank}", ir.DataType.UINT8, dims)
         return self._shaped[key]
 
-    def _first(self, node: ir.Node, name: str, kind: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+    def _handed_on(self, codes: ir.Value) -> ir.Value:
+        """The codes behind an Identity, which ONNX Runtime drops without a copy when it folds."""
+        name = str(codes.name)
+        if name not in self._behind:
+            node = ir.node("Identity", [codes], name=f"{name}/codes")
+            self._behind[name] = self._first(node, f"{name}.codes", ir.DataType.UINT8, codes.shape)
+        return self._behind[name]
+
+    def _first(
+        self, node: ir.Node, name: str, kind: ir.DataType, shape: ir.Shape | tuple[int, ...] | None
+    ) -> ir.Value:
         """Put a node that reads nothing but constants in front of all the others."""
         result = node.outputs[0]
-        result.name, result.dtype, result.shape = name, kind, ir.Shape(shape)
+        result.name, result.dtype, result.shape = name, kind, None if shape is None else ir.Shape(shape)
         self._graph.insert_before(self._graph[0], node)
         return result
 

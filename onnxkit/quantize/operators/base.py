@@ -35,7 +35,7 @@ class Rounded(TypedDict):
     rounder: Rounder | None
 
 
-Kind = Literal["linear", "embedding", "conv"]
+Kind = Literal["linear", "embedding", "conv", "experts"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

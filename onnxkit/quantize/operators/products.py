@@ -39,22 +39,9 @@ def product(target: Target, context: Rewriting, bias: ir.Value | None) -> list[i
 
 
 def integer_matmul(target: Target, context: Rewriting, bias: ir.Value | None) -> list[ir.Node]:
-    """The nodes of u8 x s8 -> float for `target`; the last one's output is the result.
-
-    A weight stored as [N, K] is written transposed, unless a lookup reads it too: then one copy is stored
-    and a Transpose, which ONNX Runtime folds when it loads the file, stands before the product.
-    """
-    name, by_row = target.name, target.channel_axis == 0
-    place: Placement = {"axis": target.channel_axis, "format": context.integer(target), "layer": name}
-    tied = by_row and target.tied
-    matrix = context.weights.codes(
-        target.weight, turned=by_row and not tied, **place, **context.rounded(target)
-    )
-    scales = context.weights.scales(target.weight, **place)
-    made: list[ir.Node] = []
-    if tied:
-        made.append(node("Transpose", [matrix], f"{name}/transpose_weight", attributes={"perm": [1, 0]}))
-        matrix = made[0].outputs[0]
+    """The nodes of u8 x s8 -> float for `target`; the last one's output is the result."""
+    name = target.name
+    made, matrix, scales = _integer_weight(target, context)
     x = context.rows_of(target)
     inputs = [x.codes, matrix, x.scale, scales, x.zero_point, int8_zero(context, target.channels)]
     if x.rows is None:
@@ -67,19 +54,37 @@ def integer_matmul(target: Target, context: Rewriting, bias: ir.Value | None) ->
 
 def qdq_matmul(target: Target, context: Rewriting, bias: ir.Value | None) -> list[ir.Node]:
     """MatMul(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(W)) in standard operators."""
-    name, by_row = target.name, target.channel_axis == 0
-    place: Placement = {"axis": target.channel_axis, "format": context.integer(target), "layer": name}
-    matrix = context.weights.codes(target.weight, turned=by_row, **place, **context.rounded(target))
-    inputs = [matrix, context.weights.scales(target.weight, **place), int8_zero(context, target.channels)]
+    name = target.name
+    made, matrix, scales = _integer_weight(target, context)
+    inputs = [matrix, scales, int8_zero(context, target.channels)]
     weight = node("DequantizeLinear", inputs, f"{name}/weight", attributes={"axis": 1})
     x = context.dequantized_input_of(target)
     if bias is not None and target.node.op_type == "Gemm":
         # ONNX Runtime makes a Gemm of a matrix's MatMul and Add, and fuses that only over a bias in integers.
-        codes, scale = int32_bias(target, context, bias, inputs[1])
+        codes, scale = int32_bias(target, context, bias, scales)
         addend = node("DequantizeLinear", [codes, scale], f"{name}/bias", attributes={"axis": 0})
-        return [weight, addend, node("Gemm", [x, weight.outputs[0], addend.outputs[0]], name)]
-    made = [weight, node("MatMul", [x, weight.outputs[0]], name)]
+        return [*made, weight, addend, node("Gemm", [x, weight.outputs[0], addend.outputs[0]], name)]
+    made += [weight, node("MatMul", [x, weight.outputs[0]], name)]
     return made if bias is None else [*made, node("Add", [made[-1].outputs[0], bias], f"{name}/bias")]
+
+
+def _integer_weight(target: Target, context: Rewriting) -> tuple[list[ir.Node], ir.Value, ir.Value]:
+    """Nodes before the product, the int8 codes [K, N] and their scales [N].
+
+    A weight stored as [N, K] is written transposed, unless a lookup reads it too: then one copy is stored
+    and a Transpose, which ONNX Runtime folds when it loads the file, stands before the product.
+    """
+    name, by_row = target.name, target.channel_axis == 0
+    place: Placement = {"axis": target.channel_axis, "format": context.integer(target), "layer": name}
+    scales = context.weights.scales(target.weight, **place)
+    tied = by_row and target.tied
+    codes = context.weights.codes(
+        target.weight, turned=by_row and not tied, **place, **context.rounded(target)
+    )
+    if not tied:
+        return [], codes, scales
+    turned = node("Transpose", [codes], f"{name}/transpose_weight", attributes={"perm": [1, 0]})
+    return [turned], turned.outputs[0], scales
 
 
 def blockwise_matmul(

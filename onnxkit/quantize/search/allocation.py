@@ -22,6 +22,9 @@ from onnxkit.quantize.search.units import Unit
 
 FLOAT_BITS = 32.0
 
+_ROUNDED = 1.0 + 1e-12
+"""What rounding may add to a sum of bits that meets its budget."""
+
 ErrorOf = Callable[[Unit, Format], float]
 """A unit's own error in a format, in any measure that is additive (power, not amplitude)."""
 
@@ -127,22 +130,30 @@ def purchases(items: Iterable[Item]) -> tuple[Purchase, ...]:
     return tuple(sorted(found, key=lambda each: (-each.worth, each.item.unit.name, each.rank)))
 
 
-def within_budget(items: Sequence[Item], bits_per_weight: float) -> dict[Unit, Choice]:
-    """Choose formats whose stored bits are at most `bits_per_weight` on average over all weights.
-
-    What no longer fits is skipped, so that a smaller purchase may fill the rest.
+def check_budget(cheapest: Mapping[Unit, Format | None], bits_per_weight: float) -> None:
+    """Refuse a budget that nothing fits, before anything is measured for it.
 
     Raises:
         UsageError: the cheapest formats need more already.
     """
-    weights = sum(item.unit.parameters for item in items)
-    spent = sum(item.choices[0].bits * item.unit.parameters for item in items)
-    budget = bits_per_weight * weights * (1.0 + 1e-12)
-    if spent > budget:
+    weights = sum(unit.parameters for unit in cheapest)
+    spent = sum(stored_bits(each, unit.depth) * unit.parameters for unit, each in cheapest.items())
+    if spent > bits_per_weight * weights * _ROUNDED:
         least = math.ceil(100.0 * spent / weights) / 100.0
         raise UsageError(
             f"--bits-per-weight {bits_per_weight:g}: the smallest formats need {least:.2f} already"
         )
+
+
+def within_budget(items: Sequence[Item], bits_per_weight: float) -> dict[Unit, Choice]:
+    """Choose formats whose stored bits are at most `bits_per_weight` on average over all weights.
+
+    What no longer fits is skipped, so that a smaller purchase may fill the rest. The cheapest formats fit:
+    `check_budget`.
+    """
+    weights = sum(item.unit.parameters for item in items)
+    spent = sum(item.choices[0].bits * item.unit.parameters for item in items)
+    budget = bits_per_weight * weights * _ROUNDED
     ranks = dict.fromkeys((item.unit for item in items), 0)
     for each in purchases(items):
         if ranks[each.item.unit] == each.rank - 1 and spent + each.cost <= budget:
@@ -164,7 +175,7 @@ def upgrade_path(items: Sequence[Item], *, most_bits: float | None = None) -> li
     for each in purchases(items):
         ranks = {**ranks, each.item.unit: each.rank}
         step = _step(items, ranks, weights)
-        if most_bits is not None and average_bits(_chosen(items, ranks)) > most_bits * (1.0 + 1e-12):
+        if most_bits is not None and average_bits(_chosen(items, ranks)) > most_bits * _ROUNDED:
             break
         steps.append(step)
     return steps
@@ -199,6 +210,6 @@ def plans_of(chosen: Mapping[Unit, Choice]) -> Plans:
 
 
 __all__ = [
-    "FLOAT_BITS", "Choice", "ErrorOf", "Item", "Purchase", "average_bits", "items_of", "plans_of",
-    "purchases", "stored_bits", "upgrade_path", "within_budget",
+    "FLOAT_BITS", "Choice", "ErrorOf", "Item", "Purchase", "average_bits", "check_budget", "items_of",
+    "plans_of", "purchases", "stored_bits", "upgrade_path", "within_budget",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from onnxkit.artifact import ModelDir
 from onnxkit.generate import Engine
 from onnxkit.inputs import read_samples
-from onnxkit.measure.agreement import Agreement, compare, fed, valid_positions, weighted_cosine
+from onnxkit.measure.agreement import Agreement, compare, fed, run_case, valid_positions, weighted_cosine
 from onnxkit.measure.cached_cases import is_cached
 from onnxkit.measure.divergence import WINDOW, Divergence, Reference, Window, windows
 from onnxkit.measure.evaluate import Evaluation, evaluate_slices, is_labelled
@@ -116,19 +116,19 @@ class Bench:
 
     def _compared(self, component: str, session: Session) -> Iterator[tuple[str, Agreement]]:
         cases = self.yardstick.cases[component]
-        for number, (_, feeds) in enumerate(cases[:QUICK_CASES] if self.quick else cases):
-            right = self._reference(component, number, feeds)
+        for number, (case, feeds) in enumerate(cases[:QUICK_CASES] if self.quick else cases):
+            right = self._reference(component, number, case, feeds)
             got = session.run(fed(session, feeds), list(right))
             for name, array in right.items():
                 yield name, compare(array, got[name], valid_positions(feeds, array, name=name))
 
-    def _reference(self, component: str, number: int, feeds: Feeds) -> dict[str, Array]:
+    def _reference(self, component: str, number: int, case: str, feeds: Feeds) -> dict[str, Array]:
         key = (component, number)
         if key in self._outputs:
             return self._outputs[key]
         session = self._sources[component]
         names = [spec.name for spec in session.outputs if not spec.name.startswith("present.")]
-        made = session.run(fed(session, feeds), names or None)
+        made = run_case(session, case, feeds, names or None)
         size = sum(array.nbytes for array in made.values())
         if size <= self._room:
             self._room -= size
@@ -224,9 +224,9 @@ def text_windows(data: DataSet, runtime: RuntimeOptions, tokens: int, limit: int
         if room < 1:
             break
         if row.features:
-            found.append(Window(ids=row.ids[:length], encoder=row.features))
+            found.append(Window(ids=row.ids[:length], encoder=row.features, where=row.where))
         else:
-            found += windows([row.ids], length=length, tokens=room)
+            found += windows([row.ids], length=length, tokens=room, where=row.where)
     return [window for window in found if len(window.ids) > 1]
 
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from onnxkit.progress import Progress
 from onnxkit.quantize.formats import Format
-from onnxkit.quantize.search.allocation import ErrorOf, Item, items_of, plans_of, upgrade_path, within_budget
+from onnxkit.quantize.search.allocation import (
+    ErrorOf,
+    check_budget,
+    items_of,
+    plans_of,
+    stored_bits,
+    upgrade_path,
+    within_budget,
+)
 from onnxkit.quantize.search.gate import Attempt, Found, Step, release_path, search
 from onnxkit.quantize.search.quality import Gates, Plans, Trial
 from onnxkit.quantize.search.sensitivity import Prior, Sensitivity, measure_sensitivity
@@ -39,15 +47,11 @@ class Decision:
         plans: what holds or, where nothing does, what misses by least.
         attempts: what was measured against the gates.
         holds: whether the gates hold (also where there are none).
-        released: names of units that were to be quantized and stay float.
-        sensitivity: of the units, where it was measured.
     """
 
     plans: Plans
     attempts: tuple[Attempt, ...] = ()
     holds: bool = True
-    released: tuple[str, ...] = ()
-    sensitivity: Sensitivity | None = None
 
 
 def decide(units: Sequence[Unit], plans: Plans, gates: Gates, tools: Tools) -> Decision:
@@ -61,14 +65,13 @@ def decide(units: Sequence[Unit], plans: Plans, gates: Gates, tools: Tools) -> D
     """
     if not gates:
         return Decision(plans=plans)
-    sensitivities: list[Sensitivity] = []
 
     def path() -> Sequence[Step]:
-        sensitivities.append(sensitivity_of(units, plans, tools))
-        return release_path(plans, [each.unit for each in sensitivities[0].units])
+        found = sensitivity_of(units, plans, tools)
+        return release_path(plans, [each.unit for each in found.units])
 
-    found = search(Step(label="everything quantized", plans=plans), path, tools.full, gates, tools.progress)
-    return _decision(units, found, sensitivities[0] if sensitivities else None)
+    first = Step(label="everything quantized", plans=plans)
+    return _decision(search(first, path, tools.full, gates, tools.progress))
 
 
 def decide_mixed(
@@ -91,34 +94,22 @@ def decide_mixed(
     Raises:
         UsageError: the budget is below the cheapest formats.
     """
-    cheapest = {unit: min(candidates[unit], key=lambda each: _bits(unit, each)) for unit in units}
+    cheapest = {unit: min(candidates[unit], key=lambda each: stored_bits(each, unit.depth)) for unit in units}
+    if bits_per_weight is not None:
+        check_budget(cheapest, bits_per_weight)
     base = _plans(cheapest)
     found = sensitivity_of([unit for unit in units if cheapest[unit] is not None], base, tools)
     noises = {**dict.fromkeys(units, 0.0), **found.noise_of()}
     items = items_of(units, candidates.__getitem__, noises, tools.error_of)
     if not gates:
         chosen = within_budget(items, bits_per_weight if bits_per_weight is not None else 32.0)
-        return Decision(plans=plans_of(chosen), sensitivity=found)
-    return _decision(units, _gated(items, gates, tools, bits_per_weight), found)
+        return Decision(plans=plans_of(chosen))
+    first, *more = upgrade_path(items, most_bits=bits_per_weight)
+    return _decision(search(first, lambda: more, tools.full, gates, tools.progress))
 
 
-def _gated(items: Sequence[Item], gates: Gates, tools: Tools, bits: float | None) -> Found:
-    if bits is not None:
-        within_budget(items, bits)  # refuses a budget that nothing fits
-    first, *more = upgrade_path(items, most_bits=bits)
-    return search(first, lambda: more, tools.full, gates, tools.progress)
-
-
-def _decision(units: Sequence[Unit], found: Found, sensitivity: Sensitivity | None) -> Decision:
-    plans = found.step.plans
-    float_ = [unit.name for unit in units if not any(name in plans.get(part, {}) for part, name in unit.keys)]
-    return Decision(
-        plans=plans,
-        attempts=found.attempts,
-        holds=found.holds,
-        released=tuple(float_),
-        sensitivity=sensitivity,
-    )
+def _decision(found: Found) -> Decision:
+    return Decision(plans=found.step.plans, attempts=found.attempts, holds=found.holds)
 
 
 def sensitivity_of(units: Sequence[Unit], plans: Plans, tools: Tools) -> Sensitivity:
@@ -135,10 +126,6 @@ def _prior(plans: Plans, error_of: ErrorOf | None) -> Prior | None:
         return error_of(unit, plans[component][name])
 
     return prior
-
-
-def _bits(unit: Unit, each: Format | None) -> float:
-    return 32.0 if each is None else each.bits_per_weight(unit.depth)
 
 
 def _plans(chosen: Mapping[Unit, Format | None]) -> Plans:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxkit import __version__
-from onnxkit.errors import GateFailed, UsageError
+from onnxkit.errors import GateFailed
 from onnxkit.quantize.search.quality import Plans, Quality, Trial
 from onnxkit.report import to_plain
 
@@ -61,9 +61,9 @@ class Journal:
 def journal_beside(out: Path, key: str) -> Iterator[Journal]:
     """Open the journal of a search for the output `out`, whose directory exists.
 
-    It is removed when the search ends, well or with a gate that cannot hold or be measured; whatever else
-    ends the block (Ctrl-C, a full disk) leaves it for the next call with the same `key`. Journals of other
-    keys are removed after a week.
+    The block is to end once the output stands. Then the journal is removed, and also where a gate cannot
+    hold; whatever else ends the block (Ctrl-C, a full disk) leaves it for the next call with the same `key`.
+    Journals of other keys are removed after a week.
     """
     prefix = f".{out.name}.onnxkit-search-"
     journal = Journal(out.parent / f"{prefix}{key}.jsonl")
@@ -73,7 +73,7 @@ def journal_beside(out: Path, key: str) -> Iterator[Journal]:
                 other.unlink()
     try:
         yield journal
-    except (GateFailed, UsageError):
+    except GateFailed:
         journal.path.unlink(missing_ok=True)
         raise
     journal.path.unlink(missing_ok=True)

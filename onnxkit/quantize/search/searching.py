@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from onnxkit.artifact import ModelDir, copy_companions
@@ -32,7 +32,8 @@ class Searcher:
     """What a search of one call works with.
 
     Attributes:
-        out: the directory that is made; the journal lies beside it.
+        out: the directory that is made; the journal lies beside it,
+        until: and stays there until this is left.
         scratch: a folder of its own for variants.
     """
 
@@ -40,6 +41,7 @@ class Searcher:
     yardstick: Yardstick
     calibration: DataSet | None
     out: Path
+    until: ExitStack
     scratch: Path
     runtime: RuntimeOptions
     progress: Progress
@@ -50,25 +52,23 @@ class Searcher:
         limits = gates(options)
         if self.workshop.scheme.family != "mixed" and not limits:
             return Decision(plans=plans)
-        with self.tools() as tools:
-            if self.workshop.scheme.family != "mixed":
-                return decide(units, plans, limits, tools)
-            candidates = {unit: self._candidates(unit, floats=bool(limits)) for unit in units}
-            bits = options.bits_per_weight
-            return decide_mixed(units, candidates, limits, tools, bits_per_weight=bits)
+        if self.workshop.scheme.family != "mixed":
+            return decide(units, plans, limits, self.tools())
+        candidates = {unit: self._candidates(unit, floats=bool(limits)) for unit in units}
+        bits = options.bits_per_weight
+        return decide_mixed(units, candidates, limits, self.tools(), bits_per_weight=bits)
 
-    @contextmanager
-    def tools(self) -> Iterator[Tools]:
+    def tools(self) -> Tools:
         """Measure variants in scratch folders; what an interrupted call has measured is known."""
-        with journal_beside(self.out, self._key()) as journal:
-            if journal.found:
-                self.progress.note(f"going on with {journal.found} variants measured before")
-            yield Tools(
-                quick=self._trial(journal, quick=True),
-                full=self._trial(journal, quick=False),
-                error_of=self._error_of,
-                progress=self.progress,
-            )
+        journal = self.until.enter_context(journal_beside(self.out, self._key()))
+        if journal.found:
+            self.progress.note(f"going on with {journal.found} variants measured before")
+        return Tools(
+            quick=self._trial(journal, quick=True),
+            full=self._trial(journal, quick=False),
+            error_of=self._error_of,
+            progress=self.progress,
+        )
 
     def _trial(self, journal: Journal, *, quick: bool) -> Trial:
         workshop = self.workshop
