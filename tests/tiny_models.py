@@ -72,6 +72,23 @@ _FALCON = {
     "max_position_embeddings": 64, **_ENDS,
 }  # fmt: skip
 _EXPERTS = {**_LLM, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+_QWEN2_MOE = {**_EXPERTS, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+_DEEPSEEK = {
+    **_TEXT, **_ENDS, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
+    "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 16, "n_shared_experts": 1,
+}  # fmt: skip
+_GEMMA4 = {
+    **_LLM, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8,
+    "sliding_window": 6,
+}  # fmt: skip
+_GEMMA3N = {**_GEMMA4, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4}
+_MPT = {"d_model": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 128, "max_seq_len": 64, **_ENDS}
+_XGLM = {
+    "d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 64, "vocab_size": 128,
+    "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
 _S2S = {
     "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128,
@@ -149,7 +166,9 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _text("qwen3", "Qwen3", _LLM),
     _text("mistral", "Mistral", {**_LLM, "sliding_window": 6}),
     _text("gemma3", "Gemma3Text", _GEMMA3, model_class="Gemma3TextModel"),
-    _text("deberta-v2", "DebertaV2", _DEBERTA, level="L3"),
+    _text("deberta-v2", "DebertaV2", _DEBERTA),
+    _text("gte", "Gte"),
+    _text("jina-v3", "JinaEmbeddingsV3", {**_TEXT, "pad_token_id": 1}),
     _text("clip-text", "CLIPText", {**_TEXT, "hidden_act": "quick_gelu", **_ENDS}),
     _text("siglip-text", "SiglipText", {**_TEXT, "max_position_embeddings": 16, **_ENDS}),
     _image("clip-vision", "CLIPVision", {**_IMAGE, "hidden_act": "quick_gelu"}),
@@ -159,11 +178,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _image("dinov2", "Dinov2"),
     _image("beit", "Beit", {**_IMAGE, "use_relative_position_bias": True}),
     _image("swin", "Swin", _SWIN),
-    _image(
-        "convnext",
-        "ConvNext",
-        _CONVNEXT,
-    ),
+    _image("convnext", "ConvNext", _CONVNEXT),
     _image(
         "resnet",
         "ResNet",
@@ -172,6 +187,9 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _image("convnextv2", "ConvNextV2", _CONVNEXT),
     _image("efficientnet", "EfficientNet", _EFFICIENTNET),
     _image("dinov3-vit", "DINOv3ViT", {**_IMAGE, "num_register_tokens": 2}),
+    _image("dinov2-with-registers", "Dinov2WithRegisters"),
+    _image("mobilenet-v2", "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.35}),
+    _image("swinv2", "Swinv2", _SWIN, level="L3"),
     _text("t5", "T5", _T5),
     _text("whisper", "Whisper", _WHISPER, kind="audio"),
     _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio"),
@@ -201,6 +219,22 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _decoder("mixtral-lm", "Mixtral", _EXPERTS),
     _decoder("qwen3-moe-lm", "Qwen3Moe", {**_EXPERTS, "moe_intermediate_size": 32}),
     _decoder("gpt-oss-lm", "GptOss", {**_EXPERTS, **_MIXED}),
+    _decoder("qwen2-moe-lm", "Qwen2Moe", _QWEN2_MOE),
+    _decoder("granitemoe-lm", "GraniteMoe", _EXPERTS),
+    _decoder("phimoe-lm", "Phimoe", _EXPERTS, level="L2"),
+    _decoder("deepseek-v3-lm", "DeepseekV3", _DEEPSEEK),
+    _decoder("gemma3n-lm", "Gemma3n", _GEMMA3N, config_class="Gemma3nTextConfig", level="L2"),
+    _decoder("gemma4-lm", "Gemma4", _GEMMA4, config_class="Gemma4TextConfig"),
+    _decoder("olmo3-lm", "Olmo3", {**_LLM, **_MIXED}),
+    _decoder("exaone4-lm", "Exaone4", {**_LLM, **_MIXED}),
+    _decoder("ernie4_5-lm", "Ernie4_5"),
+    _decoder("glm4-lm", "Glm4"),
+    _decoder("cohere2-lm", "Cohere2", {**_LLM, **_MIXED}),
+    _decoder("nemotron-lm", "Nemotron"),
+    _decoder("starcoder2-lm", "Starcoder2"),
+    _decoder("gpt-bigcode-lm", "GPTBigCode", _GPT),
+    _decoder("mpt-lm", "Mpt", _MPT),
+    _decoder("xglm-lm", "XGLM", _XGLM),
     _head("bert-classifier", "text-classification", "BertForSequenceClassification", **_LABELS),
     _text(
         "xlm-roberta-reranker",

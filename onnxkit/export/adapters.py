@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from onnxkit.export.hooks import attention, narrowed
+from onnxkit.export import disentangled
+from onnxkit.export.cache import claim
+from onnxkit.export.hooks import HookRefused, attention, narrowed
 from onnxkit.export.operators import OPS
 from onnxkit.export.probes import Replacement
 
@@ -137,6 +139,66 @@ def _falcon_alibi(attention_mask: torch.Tensor, num_heads: int, dtype: torch.dty
     return bias.reshape(-1, 1, attention_mask.shape[-1]).to(dtype)
 
 
+def _mpt_forward(
+    self: Any,
+    hidden_states: torch.Tensor,
+    position_bias: torch.Tensor,
+    past_key_values: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """MPT adds ALiBi `[H,1,longest]` to the scores, of which the last columns count."""
+    mixed = self.Wqkv(hidden_states)
+    if self.clip_qkv:
+        mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
+    heads = (*hidden_states.shape[:-1], self.n_heads, self.head_dim)
+    query, key, value = (x.reshape(heads).transpose(1, 2) for x in mixed.chunk(3, dim=2))
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, self.layer_idx)
+    length = attention_mask.shape[-1] if attention_mask is not None else key.shape[2]
+    steps = torch.arange(length, device=key.device, dtype=torch.int64) - (length - 1)
+    slopes = -position_bias[:, :, -2:-1]  # the bias of the key before the last, one step away
+    bias = (slopes * steps).to(query.dtype)[None]
+    out, _ = attention(
+        self, query, key, value, attention_mask, scaling=self.softmax_scale, position_bias=bias
+    )
+    return self.out_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def _xglm_forward(
+    self: Any,
+    hidden_states: torch.Tensor,
+    key_value_states: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """XGLM's, which only attends to itself."""
+    if key_value_states is not None:
+        raise HookRefused("a cross-attention that no encoder feeds")
+    heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+    projections = (self.q_proj, self.k_proj, self.v_proj)
+    query, key, value = (part(hidden_states).view(heads).transpose(1, 2) for part in projections)
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, self.layer_idx)
+    out, _ = attention(self, query, key, value, attention_mask, scaling=self.scaling)
+    return self.out_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def _expand_latents(
+    self: Any, latent: torch.Tensor, turned: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `[B,H,T,…]` of what DeepSeek's attention caches instead (arXiv:2405.04434): latents
+    `[B,1,T,R]`, from which each head makes its own, and the part that is turned, which heads share."""
+    update = claim(latent)
+    if update is not None:
+        latent, turned = update.layer.joined(latent, turned)
+    sizes = [self.qk_nope_head_dim, self.v_head_dim]
+    rows = (latent.shape[0], latent.shape[2], -1, sum(sizes))
+    plain, value = self.kv_b_proj(latent).view(rows).transpose(1, 2).split(sizes, dim=-1)
+    return torch.cat((plain, turned.expand(-1, plain.shape[1], -1, -1)), dim=-1), value
+
+
 ADAPTERS: dict[str, Adapter] = {
     "MPNetSelfAttention": ("forward", _mpnet_forward),
     "GPTJAttention": ("_attn", _attn),
@@ -144,14 +206,21 @@ ADAPTERS: dict[str, Adapter] = {
     "GPTNeoSelfAttention": ("_attn", _gpt_neo_attn),
     "BloomAttention": ("forward", _bloom_forward),
     "FalconAttention": ("forward", _falcon_forward),
+    "MptAttention": ("forward", _mpt_forward),
+    "XGLMAttention": ("forward", _xglm_forward),
+    "modeling_deberta_v2.DisentangledSelfAttention": ("forward", disentangled.attend),
 }
-"""Class name of an attention module → what to trace in place of one of its methods."""
+"""Class name of an attention module, with its file where others have the same → what to trace in place of one
+of its methods."""
 
 
 def adapted_attention(model: torch.nn.Module) -> Iterator[Replacement]:
     """The classes in `model` that have an adapter, and a function that one of them needs."""
     for cls in sorted({type(m) for m in model.modules()}, key=lambda c: c.__name__):
-        if cls.__name__ in ADAPTERS:
-            yield cls, *ADAPTERS[cls.__name__]
+        for name in (cls.__name__, f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"):
+            if name in ADAPTERS:
+                yield cls, *ADAPTERS[name]
+        if hasattr(cls, "expand_kv"):
+            yield cls, "expand_kv", _expand_latents
         if cls.__name__ == "FalconAttention":
             yield sys.modules[cls.__module__], "build_alibi_tensor", _falcon_alibi

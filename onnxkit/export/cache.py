@@ -42,9 +42,11 @@ def deferred_updates() -> Iterator[None]:
 
 
 def claim(key: torch.Tensor) -> Update | None:
-    """The update that returned this very tensor, for the attention hook, which now answers for it."""
-    pending = _pending.get()
-    return pending.pop(id(key), None) if pending else None
+    """The update that returned this very tensor, for the attention hook, which now answers for it.
+
+    A later layer may hand on keys of an earlier one: the update's layer then has its `present` already.
+    """
+    return (_pending.get() or {}).get(id(key))
 
 
 class GraphLayer(cache_utils.CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -73,9 +75,13 @@ class GraphLayer(cache_utils.CacheLayerMixin):  # type: ignore[no-untyped-call]
         if pending is not None:
             pending[id(key_states)] = Update(layer=self, key=key_states, value=value_states)
             return key_states, value_states
+        self.keys, self.values = self.joined(key_states, value_states)
+        return self.keys, self.values
+
+    def joined(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Past and new ones, concatenated: the layer's present."""
         old_key, old_value = self.past
-        self.present = (torch.cat([old_key, key_states], dim=2), torch.cat([old_value, value_states], dim=2))
-        self.keys, self.values = self.present
+        self.present = (torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2))
         return self.present
 
     def get_seq_length(self) -> int:

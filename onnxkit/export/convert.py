@@ -67,7 +67,13 @@ _MASK = _schema(
     window=_kind.INT,
     causal=_kind.INT,
 )
-_ROTARY = _schema(semantic.ROTARY, {"x": _FLOATS, "cos": _FLOATS, "sin": _FLOATS}, _FLOATS)
+_ROTARY = _schema(
+    semantic.ROTARY,
+    {"x": _FLOATS, "cos": _FLOATS, "sin": _FLOATS},
+    _FLOATS,
+    interleaved=_kind.INT,
+    heads_axis=_kind.INT,
+)
 _RMS_NORM = _schema(
     semantic.RMS_NORM, {"x": _FLOATS, "weight": _FLOATS}, _FLOATS, epsilon=_kind.FLOAT, offset=_kind.FLOAT
 )
@@ -109,8 +115,8 @@ def _mask(padding: Any, batch: Any, queries: Any, keys: Any, window: int = 0, ca
     return _emit(_MASK, padding, batch, queries, keys, window=window, causal=int(causal))
 
 
-def _rotary(x: Any, cos: Any, sin: Any) -> Any:
-    return _emit(_ROTARY, x, cos, sin)
+def _rotary(x: Any, cos: Any, sin: Any, interleaved: bool, heads_axis: int) -> Any:
+    return _emit(_ROTARY, x, cos, sin, interleaved=int(interleaved), heads_axis=heads_axis)
 
 
 def _rms_norm(x: Any, weight: Any, epsilon: float, offset: float) -> Any:

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from onnxkit.errors import InputError
 from onnxkit.export.cache import GraphCache
-from onnxkit.export.hooks import hooked, moved
+from onnxkit.export.hooks import HookRefused, hooked, moved
 from onnxkit.export.operators import OPS
 from onnxkit.export.parts import Part
 from onnxkit.export.signature import (
@@ -28,6 +28,8 @@ from onnxkit.export.signature import (
 from onnxkit.export.trace import POSITIONS
 
 LOGITS = "logits"
+_ATTENTION_LAYERS = frozenset({"attention", "chunked_attention", "full_attention", "sliding_attention"})
+"""Of transformers' `layer_types`: those that keep keys and values."""
 
 
 def decoder_part(model: PreTrainedModel, dtype: torch.dtype) -> Part:
@@ -105,6 +107,9 @@ class KeptLogits:
 
 def _cache_sizes(model: PreTrainedModel) -> list[list[tuple[int, int]]]:
     """Per layer (heads, size) of its keys and of its values, asked of the model in one run without values."""
+    others = sorted(set(getattr(model.config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
+    if others:
+        raise InputError(_other_states(model, f"layers of {', '.join(others)}"))
     sample = torch.ones(1, 2, dtype=torch.int64, device="meta")
     cache = DynamicCache()
     anywhere: Any = moved(model, "meta")
@@ -115,13 +120,18 @@ def _cache_sizes(model: PreTrainedModel) -> list[list[tuple[int, int]]]:
         layers = [(layer.keys, layer.values) for layer in cached]
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise InputError(_other_states(model)) from error
+    except (RuntimeError, HookRefused) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{type(model).__name__} cannot be run without weights to see what it keeps: {reason}"
+        ) from error
     if not layers or not all(isinstance(tensor, torch.Tensor) for layer in layers for tensor in layer):
         raise InputError(_other_states(model))
     return [[(int(tensor.shape[1]), int(tensor.shape[3])) for tensor in layer] for layer in layers]
 
 
-def _other_states(model: PreTrainedModel) -> str:
+def _other_states(model: PreTrainedModel, what: str = "a recurrent or convolutional layer") -> str:
     return (
-        f"{type(model).__name__} keeps other states than keys and values from token to token (a recurrent or "
-        "convolutional layer): onnxkit exports decoders with an attention cache only"
+        f"{type(model).__name__} keeps other states than keys and values from token to token ({what}): "
+        "onnxkit exports decoders with an attention cache only"
     )

@@ -20,8 +20,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from onnxkit.export.cache import claim, deferred_updates
 from onnxkit.export.experts import experts_forward
 from onnxkit.export.operators import OPS
-from onnxkit.export.probes import Replacement, norms, rotations, scalars, tanh_gelus
+from onnxkit.export.probes import Replacement, norms, scalars, tanh_gelus
 from onnxkit.export.quirks import marked_zeros, no_bias, overflow_guards, whole_position_bias
+from onnxkit.export.rotations import rotations
 
 IMPLEMENTATION = "onnxkit"
 _FAR = 1 << 20
@@ -52,7 +53,11 @@ def attention(
     """
     if other.get("head_mask") is not None:
         raise HookRefused("attention with head_mask")
+    if hasattr(attention_mask, "onnxkit_refusal"):
+        raise attention_mask.onnxkit_refusal  # type: ignore[union-attr]
     update = claim(key)
+    if update is not None and update.layer.present is not None:
+        (key, value), update = update.layer.present, None
     past = update.layer.past if update is not None else None
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if attention_mask is None and causal:
@@ -83,11 +88,18 @@ def mask(
     local_size: int | None = None,
     **other: Any,
 ) -> torch.Tensor | None:
-    """Transformers' mask interface: padding, causal and sliding-window masks; others are refused."""
-    causal, window = _shape_of(mask_function, int(local_size or 0))
+    """Transformers' mask interface: padding, causal and sliding-window masks; others are refused when an
+    attention reads them (Qwen2-MoE makes a mask of no window that none of its layers takes)."""
+    sizes = (attention_mask, batch_size, q_length, kv_length)
+    try:
+        causal, window = _shape_of(mask_function, int(local_size or 0))
+    except HookRefused as refusal:
+        unknown = _said_mask(sizes, 0, True)
+        unknown.onnxkit_refusal = refusal  # type: ignore[attr-defined]
+        return unknown
     if attention_mask is None and not causal and not window:
         return None
-    return _said_mask((attention_mask, batch_size, q_length, kv_length), window, causal)
+    return _said_mask(sizes, window, causal)
 
 
 def _said_mask(sizes: tuple[Any, Any, Any, Any], window: int, causal: bool) -> torch.Tensor:
@@ -99,7 +111,7 @@ def _said_mask(sizes: tuple[Any, Any, Any, Any], window: int, causal: bool) -> t
 
 def narrowed(mask: Any, window: int) -> torch.Tensor:
     """A causal mask of ours with a window laid over it."""
-    if not hasattr(mask, "onnxkit_mask"):
+    if not hasattr(mask, "onnxkit_mask") or hasattr(mask, "onnxkit_refusal"):
         raise HookRefused("a window over a mask of the model's own making")
     return _said_mask(mask.onnxkit_mask, window, True)
 

@@ -144,7 +144,10 @@ class _Store:
         attributes = nbits.matmul_attributes(
             depth=weight.depth, channels=weight.channels, bits=weight.bits, size=weight.size
         )
-        inputs = [x, self._codes(stored), *self._scales(stored)]
+        codes, scales = self._codes(stored), self._scales(stored)
+        if not all(part is None or part.is_initializer() for part in scales):  # as `BlockStore` does, and why
+            codes = self._folded(f"{codes.name}.codes", "Identity", codes)
+        inputs = [x, codes, *scales]
         made = self.editor.add(node, "MatMulNBits", inputs, attributes=attributes, domain=CONTRIB)
         made.name = str(node.name)
         result = made.outputs[0]

@@ -40,7 +40,7 @@ from onnxkit.export.weights import (
 from onnxkit.graph import portable, regions
 from onnxkit.graph.files import save_model, set_opset
 from onnxkit.graph.names import name_by_module
-from onnxkit.graph.passes import clean_up
+from onnxkit.graph.passes import WidenUnsupportedBfloat16, clean_up
 from onnxkit.graph.shared_data import SharedData
 
 LEVELS: Mapping[str, tuple[LevelName, ...]] = {
@@ -229,6 +229,7 @@ def finish(model: ir.Model, *, opset: int, prefix: str) -> dict[str, int]:
 
         version_converter.convert_version(model, min(opset, _CONVERTIBLE), fallback=False)
         set_opset(model, opset)
+    WidenUnsupportedBfloat16()(model)
     name_by_module(model, prefix=prefix)
     for region in found:
         regions.annotate(region)

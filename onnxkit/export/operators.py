@@ -20,7 +20,7 @@ _SIGNATURES = {
     "mask": (
         "(Tensor? padding, SymInt batch, SymInt queries, SymInt keys, int window, bool causal) -> Tensor"
     ),
-    "rotary": "(Tensor x, Tensor cos, Tensor sin) -> Tensor",
+    "rotary": "(Tensor x, Tensor cos, Tensor sin, bool interleaved, int heads_axis) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float epsilon, float offset) -> Tensor",
     "expert_matmul": "(Tensor x, Tensor weight, Tensor experts, bool transposed) -> Tensor",
     "last_rows": "(Tensor x, Tensor count) -> Tensor",

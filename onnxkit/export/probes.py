@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ Replacement = tuple[Any, str, Callable[..., Any]]
 """(owner, attribute, what to put there)."""
 
 _TANH_GELUS = ("NewGELUActivation", "FastGELUActivation", "GELUTanh", "AccurateGELUActivation")
-_RAISED = (TypeError, RuntimeError, ValueError, AttributeError, IndexError)
+RAISED = (TypeError, RuntimeError, ValueError, AttributeError, IndexError)
 """What a function that means something else may raise."""
 
 
@@ -55,57 +54,6 @@ def _hooked_tensor(original: Callable[..., torch.Tensor]) -> Callable[..., torch
         return original(data, *more, **options)
 
     return tensor
-
-
-def rotations(model: PreTrainedModel) -> Iterator[Replacement]:
-    """The rotary functions of the model's files that rotate by halves."""
-    for name in sorted({type(module).__module__ for module in model.modules()}):
-        source = sys.modules.get(name)
-        function = getattr(source, "apply_rotary_pos_emb", None)
-        if function is not None and _rotates_by_halves(function, tables=8):
-            yield source, "apply_rotary_pos_emb", _hooked_rotation(function, half=False)
-        elif function is not None and _rotates_by_halves(function, tables=4):
-            yield source, "apply_rotary_pos_emb", _hooked_rotation(function, half=True)
-
-
-def _rotates_by_halves(function: Callable[..., Any], *, tables: int) -> bool:
-    """Compare with x·cos + rotate_half(x)·sin on random values; the tables may be given for one half only."""
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, 2, 3, 8, generator=generator)
-    cos, sin = torch.randn(2, 1, 3, tables, generator=generator)
-    try:
-        rotated = function(q, k, cos, sin)
-    except _RAISED:
-        return False
-
-    def expected(x: torch.Tensor) -> torch.Tensor:
-        half = torch.cat((-x[..., 4:], x[..., :4]), dim=-1)
-        wide_cos, wide_sin = (t.repeat(1, 1, 8 // tables)[:, None] for t in (cos, sin))
-        right: torch.Tensor = x * wide_cos + half * wide_sin
-        return right
-
-    if not isinstance(rotated, tuple) or len(rotated) != 2:
-        return False
-    return all(
-        isinstance(r, torch.Tensor) and r.shape == x.shape and torch.allclose(r, expected(x), atol=1e-5)
-        for r, x in zip(rotated, (q, k), strict=True)
-    )
-
-
-def _hooked_rotation(original: Callable[..., Any], *, half: bool) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def rotate(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *a: Any, **kw: Any
-    ) -> Any:
-        width = cos.shape[-1] * (2 if half else 1)
-        plain = not a and kw.get("unsqueeze_dim", 1) == 1 and cos.ndim == 3 and width == q.shape[-1]
-        if not plain:
-            return original(q, k, cos, sin, *a, **kw)
-        if half:
-            cos, sin = (torch.cat((table, table), dim=-1) for table in (cos, sin))
-        return OPS.rotary(q, cos, sin), OPS.rotary(k, cos, sin)
-
-    return rotate
 
 
 def norms(model: PreTrainedModel) -> Iterator[Replacement]:
@@ -147,7 +95,7 @@ def _norm_offset(module: torch.nn.Module) -> float | None:
     probe._parameters = {"weight": torch.nn.Parameter(weight, requires_grad=False)}
     try:
         got = probe(x)
-    except _RAISED:
+    except RAISED:
         return None
     if not isinstance(got, torch.Tensor) or got.shape != x.shape:
         return None
@@ -159,8 +107,9 @@ def _norm_offset(module: torch.nn.Module) -> float | None:
 def _hooked_norm(original: Callable[..., Any], offset: float) -> Callable[..., Any]:
     @functools.wraps(original)
     def forward(self: Any, hidden_states: torch.Tensor, *more: Any, **other: Any) -> Any:
-        if more or other or self.weight is None:
+        weight = getattr(self, "weight", None)  # Gemma 3n has some without, of the same class
+        if more or other or weight is None:
             return original(self, hidden_states, *more, **other)
-        return OPS.rms_norm(hidden_states, self.weight, _epsilon(self), offset)
+        return OPS.rms_norm(hidden_states, weight, _epsilon(self), offset)
 
     return forward

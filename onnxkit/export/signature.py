@@ -23,6 +23,8 @@ _SAMPLE_SIZES = {
 }  # fmt: skip
 """Sizes of the dynamic axes in the traced sample: no two alike, none that means something to a model."""
 
+_AUDIO = ("input_features", "input_values")
+
 ANY_IMAGE_SIZE = frozenset(
     {"convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet"}
 )
@@ -157,10 +159,11 @@ def graph_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> tuple[
     alone = set(required) <= {main, "attention_mask", "token_type_ids", "bbox"}
     inputs = _inputs_of(model, main, processor, list(parameters)) if alone else []
     if not inputs:
-        raise InputError(
-            f"{type(model).__name__} takes {', '.join(dict.fromkeys([main, *required]))}: "
-            "only encoders of text, images or audio alone are exported"
-        )
+        taken = ", ".join(dict.fromkeys([main, *required]))
+        said = "only encoders of text, images or audio alone are exported"
+        if alone and main in _AUDIO:
+            said = "onnxkit knows the waveforms of wav2vec 2.0 and the spectrograms of Whisper and AST only"
+        raise InputError(f"{type(model).__name__} takes {taken}: {said}")
     return tuple(inputs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,13 @@ def small_array(value: ir.Value | None) -> np.ndarray | None:
         return None
     array: np.ndarray = tensor.numpy()
     return array
+
+
+def is_stored(value: ir.Value | None, rank: int) -> TypeGuard[ir.Value]:
+    """Whether a value is a tensor of that rank in the file, which nobody can feed in its place."""
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+        return False
+    return len(value.const_value.shape) == rank
 
 
 class Editor:

@@ -61,10 +61,12 @@ class HalfResult:
     Attributes:
         converted: number of nodes that compute in half precision.
         kept: names of nodes that stay float32 although their operator takes half precision.
+        unable: names of nodes whose weights stay float32 as their operator does not take it.
     """
 
     converted: int
     kept: tuple[str, ...]
+    unable: tuple[str, ...] = ()
 
 
 def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[str] = ()) -> HalfResult:
@@ -78,9 +80,11 @@ def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[
     infer_dtypes(model)
     able = [node for node in model.graph if _takes_half(node, dtype, model.opset_imports)]
     chosen = [node for node in able if node.name not in keep and _fits(node, dtype)]
+    known = set(able)
+    unable = tuple(str(node.name) for node in model.graph if node not in known and _reads_weights(node))
     _Conversion(model.graph, set(chosen), dtype).run()
     kept = {str(node.name) for node in able} - {str(node.name) for node in chosen}
-    return HalfResult(converted=len(chosen), kept=tuple(sorted(kept)))
+    return HalfResult(converted=len(chosen), kept=tuple(sorted(kept)), unable=unable)
 
 
 def overflowing(model: ir.Model, cases: Sequence[Mapping[str, Array]], scratch: Path) -> tuple[str, ...]:
@@ -175,6 +179,13 @@ def _schema_takes(node: ir.Node, half: str, opsets: dict[str, int]) -> bool:
             if value is not None and value.dtype == _FLOAT and half not in allowed.get(kind, {kind}):
                 return False
     return True
+
+
+def _reads_weights(node: ir.Node) -> bool:
+    """Whether a node reads a stored float32 tensor that is no scalar or vector."""
+    stored = [value for value in node.inputs if value is not None and value.is_initializer()]
+    shapes = [value.shape.numpy() for value in stored if value.dtype == _FLOAT and value.shape is not None]
+    return any(sum(size > 1 for size in shape) > 1 for shape in shapes)
 
 
 def _fits(node: ir.Node, dtype: ir.DataType) -> bool:

@@ -39,6 +39,8 @@ def share_buffers(model: ir.Model) -> bool:
     past = [value for value in model.graph.inputs if is_past(value)]
     if not past or not all(_only_attended(value) for value in past):
         return False
+    if any(value.uses() for value in model.graph.outputs if is_present(value)):
+        return False  # layers that read another's keys take them for as many as there are
     shapes = {use.node for value in past for use in value.uses() if use.node.op_type == "Shape"}
     inputs = {str(value.name): value for value in model.graph.inputs}
     mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import producer, small_array
+from onnxkit.graph.edit import is_stored, producer, small_array
 from onnxkit.graph.lowering import Draft, NotApplicable
 from onnxkit.graph.regions import Region
 
@@ -36,18 +36,14 @@ def projection(value: ir.Value | None) -> Projection | None:
             matmul is None
             or product is None
             or bias is None
-            or not _stored(bias, 1)
+            or not is_stored(bias, 1)
             or not _read_once(product)
         ):
             continue
         x, weight = matmul.inputs
-        if x is not None and weight is not None and _stored(weight, 2):
+        if x is not None and is_stored(weight, 2):
             return Projection(x=x, weight=weight, bias=bias)
     return None
-
-
-def _stored(value: ir.Value, rank: int) -> bool:
-    return value.is_initializer() and value.const_value is not None and len(value.const_value.shape) == rank
 
 
 def _read_once(value: ir.Value) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import Editor
+from onnxkit.graph.edit import Editor, is_stored
 from onnxkit.graph.fusions import Fusion, attends_to_cache
 
 
@@ -45,9 +45,7 @@ def _packable(node: ir.Node) -> bool:
 
 def _own(value: ir.Value | None, rank: int) -> bool:
     """Whether a value is a stored tensor that nothing else reads."""
-    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
-        return False
-    return len(value.const_value.shape) == rank and len(value.uses()) == 1
+    return is_stored(value, rank) and len(value.uses()) == 1
 
 
 def _pack(editor: Editor, nodes: Sequence[ir.Node]) -> None:

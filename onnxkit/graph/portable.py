@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph import portable_attention, portable_experts, semantic, standard
+from onnxkit.graph import portable_attention, portable_experts, portable_rotary, semantic, standard
 from onnxkit.graph.edit import Editor, Writer
 from onnxkit.graph.names import module_path
-from onnxkit.graph.portable_attention import SWAP, flat, known_sizes, required
+from onnxkit.graph.portable_attention import SWAP, required
 from onnxkit.graph.regions import Region
 
 
@@ -55,6 +55,7 @@ class _Lowering:
         self._ids: set[str] = set()
 
     def run(self) -> list[Region]:
+        portable_rotary.widen(self.model.graph)
         writers = {
             semantic.MASK: self._mask,
             semantic.ROTARY: self._rotary,
@@ -133,41 +134,10 @@ class _Lowering:
                 use.node.replace_input_with(use.idx, allowed)
 
     def _rotary(self, node: ir.Node) -> None:
-        x, cos, sin = (required(node, i) for i in range(3))
-        heads, size = known_sizes(x, 1, 3)
-        source = flat(self.editor, node, x, heads * size)
         part = Writer(self.editor, node)
-        if source is None:
-            out = _rotate(part, x, cos, sin, heads, axis=1)
-            attrs = {"interleaved": False, "layout": "bhsd", "num_heads": heads, "head_dim": size}
-            self._record("rotary", part, attrs, {"x": x, "cos": cos, "sin": sin}, {"out": out})
-            self.editor.replace(node.outputs[0], out)
-            return
-        if self.standard and self._standard_rotary(node, part, source, (cos, sin), heads, size):
-            return
-        split = part("Reshape", source, part.ints(0, 0, heads, size))
-        turned = _rotate(part, split, cos, sin, heads, axis=2)
-        out = part("Reshape", turned, part.ints(0, 0, heads * size), shape=source.shape, dtype=x.dtype)
-        attrs = {"interleaved": False, "layout": "bsh", "num_heads": heads, "head_dim": size}
-        self._record("rotary", part, attrs, {"x": source, "cos": cos, "sin": sin}, {"out": out})
-        self._heads_first_again(node, out, heads, size)
-
-    def _standard_rotary(
-        self, node: ir.Node, part: Writer, x: ir.Value, tables: Sequence[ir.Value], heads: int, size: int
-    ) -> bool:
-        cos, sin = tables
-        out = standard.write_rotary(part, x, cos, sin, heads=heads, size=size)
-        if out is None:
-            return False
-        attrs = {"interleaved": False, "layout": "bsh", "num_heads": heads, "head_dim": size}
-        self._record("rotary", part, attrs, {"x": x, "cos": cos, "sin": sin}, {"out": out})
-        self._heads_first_again(node, out, heads, size)
-        return True
-
-    def _heads_first_again(self, node: ir.Node, out: ir.Value, heads: int, size: int) -> None:
-        outside = Writer(self.editor, node)
-        back = outside("Reshape", out, outside.ints(0, 0, heads, size))
-        self.editor.replace(node.outputs[0], outside("Transpose", back, perm=SWAP))
+        written = portable_rotary.write(part, node, standard=self.standard)
+        self._record("rotary", part, written.attrs, written.inputs, {"out": written.out})
+        self.editor.replace(node.outputs[0], portable_rotary.per_head(self.editor, node, written))
 
     def _rms_norm(self, node: ir.Node) -> None:
         part, x = Writer(self.editor, node), required(node, 0)
@@ -256,19 +226,6 @@ def _band(part: Writer, queries: ir.Value, keys: ir.Value, causal: bool, window:
         return part("LessOrEqual", part("Abs", part("Sub", key, query)), limit)
     past = part("LessOrEqual", key, query)
     return part("And", past, part("Greater", key, part("Sub", query, limit))) if window else past
-
-
-def _rotate(part: Writer, x: ir.Value, cos: ir.Value, sin: ir.Value, heads: int, axis: int) -> ir.Value:
-    """x·cos + (-x₂, x₁)·sin with cos and sin `[B|1,S,D]` unsqueezed at the heads' axis."""
-    dtype = x.dtype or cos.dtype
-    wide = []
-    for table in (cos, sin):
-        same = table.dtype == dtype or dtype is None
-        cast = table if same else part("Cast", table, to=int(dtype or 1), dtype=dtype)
-        wide.append(part("Unsqueeze", cast, part.ints(axis)))
-    first, second = part.several("Split", [x], 2, axis=-1, num_outputs=2)
-    turned = part("Concat", part("Neg", second), first, axis=-1)
-    return part("Add", part("Mul", x, wide[0]), part("Mul", turned, wide[1]), shape=x.shape, dtype=dtype)
 
 
 def shifted_weight(weight: ir.Value, offset: float) -> ir.Value:

@@ -9,7 +9,7 @@ pattern search and replaces it whole.
 |---|---|---|---|
 | attention | q, k, v [, past_key, past_value] [, mask] [, bias] (float, additive) [, sinks] | out [, present_key, present_value] | num_heads, kv_num_heads, head_dim, v_head_dim, scale, softcap (0.0: none), causal, layout |
 | mask | padding (bool `[B,T]`); causal or window: queries, keys (their numbers) | out (additive) | causal, window (0: none) |
-| rotary | x, cos, sin `[B or 1,S,D]` | out | interleaved, layout, num_heads, head_dim |
+| rotary | x, cos, sin `[B or 1,S,R]` | out | interleaved, layout, num_heads, head_dim, rotary_dim (R; absent: head_dim) |
 | rms_norm | x, weight (what multiplies) | out | epsilon |
 | gelu | x | out | approximate |
 

@@ -30,7 +30,10 @@ query may look; `window` (0: none), `causal`. The last query sits at the last ke
 keys - queries + i."""
 
 ROTARY = "Rotary"
-"""x `[B,H,S,D]`, cos, sin `[B|1,S,D]` → x rotated by halves, as in RoFormer (arXiv:2104.09864)."""
+"""x `[B,H,S,D]` (`heads_axis` 2: `[B,S,H,D]`), cos, sin `[B|1,S,R]`, R ≤ D → x with the first R elements of
+each head turned (arXiv:2104.09864).
+
+Elements R/2 apart make a pair, or neighbours (`interleaved`); the tables hold an angle for each element."""
 
 RMS_NORM = "RmsNorm"
 """x `[…,N]`, weight `[N]` → x / √(mean(x²) + epsilon) · (weight + offset), in float32 (arXiv:1910.07467)."""

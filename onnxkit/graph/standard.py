@@ -42,13 +42,19 @@ def write_attention(
 
 
 def write_rotary(
-    part: Writer, x: ir.Value, cos: ir.Value, sin: ir.Value, *, heads: int, size: int
+    part: Writer, x: ir.Value, cos: ir.Value, sin: ir.Value, attrs: Mapping[str, Any]
 ) -> ir.Value | None:
-    """`RotaryEmbedding` of x `[B,S,H·D]`, whose tables are for one half and every row of the batch."""
+    """`RotaryEmbedding` of x `[B,S,H·D]`, whose tables hold one angle a pair, for every row of the batch."""
     if cos.shape is None or cos.shape[0] == 1 or cos.dtype != x.dtype:
         return None
-    first = [part("Slice", table, part.ints(0), part.ints(size // 2), part.ints(2)) for table in (cos, sin)]
-    return part("RotaryEmbedding", x, *first, num_heads=heads, shape=x.shape, dtype=x.dtype)
+    size = int(attrs.get("rotary_dim", attrs["head_dim"]))
+    end, step = (size, 2) if attrs["interleaved"] else (size // 2, 1)
+    bounds = [part.ints(number) for number in (0, end, 2, step)]
+    tables = [part("Slice", table, *bounds) for table in (cos, sin)]
+    named = {"num_heads": attrs["num_heads"], "interleaved": int(attrs["interleaved"])}
+    if "rotary_dim" in attrs:
+        named["rotary_embedding_dim"] = size
+    return part("RotaryEmbedding", x, *tables, shape=x.shape, dtype=x.dtype, **named)
 
 
 def write_norm(part: Writer, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value | None:

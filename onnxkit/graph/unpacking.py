@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import Editor, small_array
+from onnxkit.graph.edit import Editor, is_stored, small_array
 
 
 def divide(model: ir.Model, together: Callable[[str, str], bool]) -> dict[str, str]:
@@ -53,7 +53,7 @@ def _runs(names: Sequence[str], together: Callable[[str, str], bool]) -> list[ra
 
 def _split_of(product: ir.Node) -> ir.Node | None:
     """The Split that alone reads the product, or the product and its bias, along the last axis."""
-    if product.op_type != "MatMul" or product.domain != "" or not _stored(product.inputs[1], 2):
+    if product.op_type != "MatMul" or product.domain != "" or not is_stored(product.inputs[1], 2):
         return None
     reader = _only(product.outputs[0])
     if reader is not None and reader.op_type == "Add" and reader.domain == "":
@@ -121,13 +121,7 @@ def _columns(graph: ir.Graph, value: ir.Value | None, name: str, columns: slice)
 
 def _bias_of(add: ir.Node, product: ir.Node) -> ir.Value | None:
     other = add.inputs[1] if add.inputs[0] is product.outputs[0] else add.inputs[0]
-    return other if _stored(other, 1) else None
-
-
-def _stored(value: ir.Value | None, rank: int) -> bool:
-    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
-        return False
-    return len(value.const_value.shape) == rank
+    return other if is_stored(other, 1) else None
 
 
 def _only(value: ir.Value) -> ir.Node | None:

@@ -25,14 +25,23 @@ def half_to_fp32(model: ir.Model, half: ir.DataType, *, rounded: bool = False) -
     """
     made = [value for node in model.graph for value in node.outputs if value.dtype == half]
     made += [value for value in model.graph.inputs if value.dtype == half]
-    for value in model.graph.initializers.values():
+    for graph in (model.graph, *model.graph.subgraphs()):
+        _widen(graph, half)
+    if rounded:
+        for value in made:
+            if value.uses():
+                _round(model.graph, value, half)
+
+
+def _widen(graph: ir.Graph, half: ir.DataType) -> None:
+    for value in graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == half:
             value.const_value = _widened(value.const_value)
             value.dtype = _TO
-    for value in model.graph.inputs:
+    for value in graph.inputs:
         if value.dtype == half:
             value.dtype = _TO
-    for node in model.graph:
+    for node in graph:
         for attribute in list(node.attributes.values()):
             if attribute.name in ("to", "dtype") and attribute.as_int() == half:
                 node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(_TO))
@@ -42,10 +51,6 @@ def half_to_fp32(model: ir.Model, half: ir.DataType, *, rounded: bool = False) -
         for output in node.outputs:
             if output.dtype == half:
                 output.dtype = _TO
-    if rounded:
-        for value in made:
-            if value.uses():
-                _round(model.graph, value, half)
 
 
 def _round(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> None:

@@ -47,8 +47,9 @@ Levels, tried in this order; `export` says which one it took and why:
 """
 NOTES = """
 What generates is checked with left-padded batches, over a cache, in chunks, and by 32 greedy tokens against
-transformers' `generate`. Interleaved and partial rotations (cohere, gpt-neox, gptj) stay primitives.
-Models that keep other states than keys and values (mamba) are refused.
+transformers' `generate`. Models that keep other states than keys and values are refused: recurrent and
+convolutional ones (mamba, lfm2, qwen3-next), and encoder-decoders that keep those of their cross-attention
+in a way of their own (led, prophetnet). DeepSeek's attention caches latents, and stays primitives.
 
 Audio encoders are exported for raw tensors (`run --inputs x.npz`). Of an encoder-decoder `--task
 feature-extraction` exports the encoder. Convolutional image models take any height and width; the others

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from onnxkit.errors import InputError
-from onnxkit.export import ExportOptions, export_model
+from onnxkit.export import ExportOptions, adapters, export_model
 from onnxkit.export.decoder import decoder_part, run_decoder
 from onnxkit.export.trace import empty_model
 from onnxkit.graph.files import load_model
@@ -179,8 +179,9 @@ def test_half_types_keep_the_cache_in_their_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_attention_by_hand_is_traced_as_it_is(tmp_path: Path) -> None:
-    """XGLM multiplies its own scores: no region, but the same inputs and numbers."""
+def test_attention_by_hand_is_traced_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XGLM multiplies its own scores: without its adapter no region, but the same inputs and numbers."""
+    monkeypatch.delitem(adapters.ADAPTERS, "XGLMAttention")
     config = transformers.XGLMConfig(
         d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, vocab_size=128, max_position_embeddings=64,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -201,6 +202,16 @@ def test_recurrent_states_are_refused(tmp_path: Path) -> None:
     transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     with pytest.raises(InputError, match="keeps other states than keys and values"):
         export_model(tmp_path / "mamba", tmp_path / "out", ExportOptions(task="text-generation"))
+
+
+def test_convolutional_layers_are_refused_by_their_name(tmp_path: Path) -> None:
+    config = transformers.Lfm2Config(
+        hidden_size=32, num_hidden_layers=2, vocab_size=128, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    transformers.Lfm2ForCausalLM(config).save_pretrained(tmp_path / "lfm2")
+    with pytest.raises(InputError, match=r"keeps other states than keys and values .*\(layers of conv\)"):
+        export_model(tmp_path / "lfm2", tmp_path / "out", ExportOptions(task="text-generation"))
 
 
 @pytest.mark.parametrize("kept", [0, 2])

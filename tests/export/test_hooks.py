@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 from transformers import masking_utils
+from transformers.models.cohere import modeling_cohere
+from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.gemma3n import modeling_gemma3n
+from transformers.models.glm import modeling_glm
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.qwen3 import modeling_qwen3
@@ -18,6 +25,7 @@ from transformers.models.t5 import modeling_t5
 from onnxkit.export.cache import GraphCache, claim, deferred_updates
 from onnxkit.export.hooks import HookRefused, _shape_of, attention, mask, narrowed
 from onnxkit.export.probes import _norm_offset
+from onnxkit.export.rotations import convention_of, with_one, with_sines_first
 
 
 def overlay(reach: int) -> Callable[..., Any]:
@@ -117,7 +125,7 @@ def test_a_cache_in_pytorch_concatenates() -> None:
         one.present(0)
 
 
-def test_a_deferred_update_is_claimed_once_and_by_its_key() -> None:
+def test_a_deferred_update_is_claimed_by_its_key() -> None:
     one = cache()
     key, value = torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 8)
     with deferred_updates():
@@ -127,8 +135,23 @@ def test_a_deferred_update_is_claimed_once_and_by_its_key() -> None:
         update = claim(key)
         assert update is not None
         assert update.layer is one.layers[1]
-        assert claim(key) is None
+        assert update.layer.present is None
     assert claim(key) is None
+
+
+def test_a_layer_that_hands_on_the_keys_of_another_attends_to_its_present() -> None:
+    """Gemma 3n's and 4's last layers have no keys of their own."""
+    one = cache()
+    query, key, value = torch.randn(3, 2, 2, 3, 8, device="meta")
+    one.own[0].past = (torch.empty(2, 2, 4, 8, device="meta"),) * 2
+    with deferred_updates():
+        one.update(key, value, 0)
+        attention(torch.nn.Module(), query, key, value, None, is_causal=False)
+        present = one.present(0)
+        assert present[0].shape == (2, 2, 7, 8)
+        out, _ = attention(torch.nn.Module(), query, key, value, None, is_causal=False)
+        assert out.shape == (2, 3, 2, 8)
+        assert one.present(0) is present
 
 
 def test_values_changed_on_the_way_are_refused() -> None:
@@ -138,6 +161,54 @@ def test_values_changed_on_the_way_are_refused() -> None:
         one.update(key, value, 0)
         with pytest.raises(HookRefused, match="between cache and attention"):
             attention(torch.nn.Module(), query, key, value * 2, None, is_causal=False)
+
+
+def test_a_mask_that_is_not_understood_is_refused_when_it_is_read() -> None:
+    """Qwen2-MoE makes a mask of a window of 0, which none of its layers takes."""
+    strange = masking_utils.sliding_window_causal_mask_function(0)
+    padding = torch.ones(2, 3, dtype=torch.bool, device="meta")
+    unread = mask(
+        batch_size=2, q_length=3, kv_length=3, mask_function=strange, attention_mask=padding, local_size=0
+    )  # fmt: skip
+    query, key, value = torch.randn(3, 2, 2, 3, 8, device="meta")
+    with pytest.raises(HookRefused, match="neither causal nor bidirectional"):
+        attention(torch.nn.Module(), query, key, value, unread, is_causal=False)
+    with pytest.raises(HookRefused):
+        narrowed(unread, 4)
+
+
+def rotary_functions() -> list[Any]:
+    """(modeling file, function, interleaved, the tables are half as wide)."""
+    return [
+        (modeling_llama, "apply_rotary_pos_emb", False, False),
+        (modeling_gpt_oss, "apply_rotary_pos_emb", False, True),
+        (modeling_cohere, "apply_rotary_pos_emb", True, False),
+        (modeling_glm, "apply_rotary_pos_emb", True, False),
+        (modeling_gptj, "apply_rotary_pos_emb", True, True),
+        (modeling_gemma3n, "apply_rotary_pos_emb", False, False),
+        (modeling_gpt_neox, "apply_rotary_pos_emb", False, False),
+        (modeling_deepseek_v3, "apply_rotary_pos_emb_interleave", False, False),
+    ]
+
+
+@pytest.mark.parametrize(("module", "name", "interleaved", "narrow"), rotary_functions())
+def test_rotations_are_told_by_what_they_compute(
+    module: Any, name: str, interleaved: bool, narrow: bool
+) -> None:
+    function = getattr(module, name)
+    found = convention_of(function) or convention_of(with_one(function))
+    found = found or convention_of(with_sines_first(function))
+    assert found is not None
+    assert (found.interleaved, found.narrow) == (interleaved, narrow)
+    assert found.sorts == name.endswith("interleave")
+    assert convention_of(lambda q, k, cos, sin: (q * cos, k * sin)) is None
+
+
+@pytest.mark.parametrize("module", [modeling_gpt_neox, modeling_glm])
+def test_a_rotation_of_part_of_a_head_is_told(module: Any) -> None:
+    function = module.apply_rotary_pos_emb
+    assert convention_of(function, partial=True) == convention_of(function)
+    assert convention_of(modeling_llama.apply_rotary_pos_emb, partial=True) is None
 
 
 def test_a_window_laid_over_a_mask() -> None:

@@ -52,6 +52,8 @@ def stored_weights(path: Path) -> dict[str, np.ndarray]:
     for node in model.graph.node:
         if node.op_type == "Cast" and node.input[0] in values:
             values[node.output[0]] = values[node.input[0]].astype(np.float32)
+        if node.op_type == "Identity" and node.input[0] in values:
+            values[node.output[0]] = values[node.input[0]]
         if node.op_type != "MatMulNBits":
             continue
         attributes = {each.name: each.i for each in node.attribute}

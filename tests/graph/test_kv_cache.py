@@ -51,6 +51,15 @@ def test_the_length_of_the_past_is_taken_from_the_mask():
     assert model.metadata_props[CACHE] == "shared"
 
 
+def test_a_layer_that_reads_the_keys_of_another_forbids_it():
+    """It takes them for as many as there are: Gemma 3n's and 4's last layers."""
+    model = lowered()
+    present = next(value for value in model.graph.outputs if value.name.startswith("present."))
+    model.graph.append(ir.node("Identity", [present]))
+    assert not share_buffers(model)
+    assert CACHE not in model.metadata_props
+
+
 def test_without_a_mask_nothing_tells_the_length():
     model = lowered(padding=False, cross=True, kv_heads=4, rotary=False)
     assert not share_buffers(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxkit.graph.names import SCOPES, module_path, name_by_module
@@ -61,3 +62,19 @@ def test_bfloat16_widens_exactly(tmp_path: Path) -> None:
     bf16_to_fp32(model)
     x = np.array([1.0, 3.0, 2.0], dtype=np.float32)
     np.testing.assert_array_equal(run(model, {"x": x}, tmp_path), x * weight.astype(np.float32))
+
+
+def test_bfloat16_widens_inside_of_a_subgraph() -> None:
+    model = ir.from_proto(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        g (bool c, bfloat16[N] x) => (bfloat16[N] y) {
+            y = If (c) <
+                then_branch = yes () => (bfloat16[N] a) { a = Relu (x) },
+                else_branch = no () => (bfloat16[N] b) { b = Neg (x) }
+            >
+        }""")
+    )
+    bf16_to_fp32(model)
+    kinds = {value.dtype for graph in (model.graph, *model.graph.subgraphs()) for value in graph.outputs}
+    assert kinds == {ir.DataType.FLOAT}
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)

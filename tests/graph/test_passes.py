@@ -18,9 +18,11 @@ from onnxkit.graph.edit import Editor, small_array
 from onnxkit.graph.passes import (
     DropNoOps,
     FoldConstants,
+    FoldWeightArithmetic,
     FoldWeightTransposes,
     StaticReshapeTargets,
     TiedProjections,
+    WidenUnsupportedBfloat16,
     clean_up,
 )
 from onnxkit.graph.passes.reshape_targets import static_target
@@ -236,3 +238,74 @@ def test_editor_looks_into_small_constants_only() -> None:
     assert small_array(model.graph.initializers["big"]) is None
     assert small_array(model.graph.inputs[0]) is None
     assert helper.np_dtype_to_tensor_dtype(small_array(editor.constant(1.5, ir.DataType.FLOAT)).dtype) == 1
+
+
+def test_an_identity_in_front_of_packed_codes_stays() -> None:
+    """Without it ONNX Runtime packs codes without their scales where it folds nothing."""
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", K=32, N=2, bits=8, block_size=32
+    )
+    nodes = [
+        helper.make_node("Identity", ["codes"], ["q"]),
+        helper.make_node("Cast", ["scales"], ["s"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Identity", ["input"], ["x"]),
+        node,
+    ]
+    weights = {"codes": np.zeros((2, 1, 32), np.uint8), "scales": np.ones((2, 1), np.float16)}
+    sides = (("input", 32), ("y", 2))
+    taken, given_ = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size]) for name, size in sides
+    )
+    graph = helper.make_graph(
+        nodes, "g", [taken], [given_], [onnx.numpy_helper.from_array(v, k) for k, v in weights.items()]
+    )
+    model = ir.from_proto(helper.make_model(graph))
+    DropNoOps()(model)
+    assert operators(unused_removed(model)) == {"Identity": 1, "Cast": 1, "MatMulNBits": 1}
+
+
+def test_a_normalized_weight_is_computed_once(tmp_path: Path) -> None:
+    text = """g (float[N, 4, 9] x, float[N] z) => (float[N, 6, 7] y, float[6, 4, 3] w) {
+        axes = Constant <value = int64[2] {1, 2}> ()
+        norm = ReduceL2 <keepdims = 1> (v, axes)
+        scale = Div (g, norm)
+        weight = Mul (v, scale)
+        doubled = Add (v, v)
+        h = Conv (x, weight)
+        depends = Mul (doubled, z)
+        w = Add (doubled, v)
+        i = Conv (x, w)
+        j = Conv (x, depends)
+        k = Add (h, i)
+        y = Add (k, j)
+    }"""
+    weights = {"v": RNG.standard_normal((6, 4, 3)), "g": RNG.standard_normal((6, 1, 1))}
+    given = {name: array.astype(np.float32) for name, array in weights.items()}
+    model = parsed(text, **given)
+    before = ir.to_proto(model)
+    x = {"x": RNG.standard_normal((1, 4, 9)).astype(np.float32), "z": np.ones(1, np.float32)}
+    FoldWeightArithmetic()(model)
+    unused_removed(model)
+    # Neither a graph output is folded nor what depends on an input.
+    assert operators(model) == {"Conv": 3, "Add": 4, "Mul": 1}
+    assert "weight" in model.graph.initializers
+    expected = run(ir.from_proto(before), x, tmp_path)
+    np.testing.assert_allclose(run(model, x, tmp_path), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("opset", "casts"), [(18, 3), (22, 0)])
+def test_a_convolution_that_takes_no_bfloat16_computes_in_float32(opset: int, casts: int) -> None:
+    half = onnx.TensorProto.BFLOAT16
+    weight = helper.make_tensor("w", half, [2, 3, 2], [0.5] * 12)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="conv"),
+        helper.make_node("Relu", ["h"], ["y"], name="act"),
+    ]
+    sides = [helper.make_tensor_value_info(n, half, ["b", c, None]) for n, c in (("x", 3), ("y", 2))]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], [weight])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+    WidenUnsupportedBfloat16()(model)
+    made = ir.to_proto(model)
+    assert operators(model)["Cast"] == casts
+    onnx.checker.check_model(made, full_check=True)
+    assert made.graph.initializer[0].data_type == half

@@ -9,14 +9,18 @@ from onnxkit.graph.passes.fold_constants import FoldConstants
 from onnxkit.graph.passes.no_ops import DropNoOps
 from onnxkit.graph.passes.reshape_targets import StaticReshapeTargets
 from onnxkit.graph.passes.tied_projections import TiedProjections
+from onnxkit.graph.passes.unsupported_bfloat16 import WidenUnsupportedBfloat16
+from onnxkit.graph.passes.weight_arithmetic import FoldWeightArithmetic
 from onnxkit.graph.passes.weight_transposes import FoldWeightTransposes
 
 __all__ = [
     "DropNoOps",
     "FoldConstants",
+    "FoldWeightArithmetic",
     "FoldWeightTransposes",
     "StaticReshapeTargets",
     "TiedProjections",
+    "WidenUnsupportedBfloat16",
     "clean_up",
 ]
 

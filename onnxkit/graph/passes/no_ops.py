@@ -27,7 +27,7 @@ class DropNoOps(ir.passes.InPlacePass):
 def _does_nothing(node: ir.Node, source: ir.Value) -> bool:
     match node.op_type:
         case "Identity":
-            return True
+            return not _holds_codes(node)
         case "Dropout":
             training = small_array(node.inputs[2]) if len(node.inputs) > 2 else False
             return training is not None and not bool(training)
@@ -40,6 +40,11 @@ def _does_nothing(node: ir.Node, source: ir.Value) -> bool:
             return _keeps_shape(node, source)
         case _:
             return False
+
+
+def _holds_codes(node: ir.Node) -> bool:
+    """Whether it keeps codes from being packed without their scales (see `quantize.codes.block_store`)."""
+    return any(use.node.op_type == "MatMulNBits" and use.idx == 1 for use in node.outputs[0].uses())
 
 
 def _is_of_type(source: ir.Value, dtype: ir.DataType) -> bool:
