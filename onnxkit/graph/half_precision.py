@@ -3,8 +3,9 @@
 Inputs and outputs of the graph stay as they are: a Cast stands at the boundary. Only the keys and values of a
 cache become half themselves: a Cast would read and write them whole in every step. Kept in float32 are
 operators whose sums or powers leave float16's range (`DELICATE`), those that no kernel takes in half
-precision, those with a stored value that it cannot hold, and whatever the caller names. Weights are converted
-one at a time, to the nearest (of two as near, to the even), while they are written out.
+precision, those with a stored value that it cannot hold, what computes an index or an angle from positions,
+and whatever the caller names. Weights are converted one at a time, to the nearest (of two as near, to the
+even), while they are written out.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[
         keep: names of nodes that stay float32.
     """
     infer_dtypes(model)
-    able = [node for node in model.graph if _takes_half(node, dtype, model.opset_imports)]
+    exact = _of_positions(model.graph)
+    able = [n for n in model.graph if n not in exact and _takes_half(n, dtype, model.opset_imports)]
     chosen = [node for node in able if node.name not in keep and _fits(node, dtype)]
     known = set(able)
     unable = tuple(str(node.name) for node in model.graph if node not in known and _reads_weights(node))
@@ -179,6 +181,31 @@ def _schema_takes(node: ir.Node, half: str, opsets: dict[str, int]) -> bool:
             if value is not None and value.dtype == _FLOAT and half not in allowed.get(kind, {kind}):
                 return False
     return True
+
+
+def _of_positions(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that compute an integer or an angle out of integers, as relative positions' buckets are.
+
+    float16 makes 2,048 of position 2,049, and a logarithm's rounded part may end in the bucket beside.
+    """
+    counted: set[ir.Node] = set()
+    for node in graph:
+        floats = [value for value in node.inputs if value is not None and value.dtype == _FLOAT]
+        known = all(value.is_initializer() or value.producer() in counted for value in floats)
+        if known and not _reads_weights(node):
+            counted.add(node)
+    ends = [node for node in counted if node.op_type in ("Cos", "Sin") or _makes_integers(node)]
+    found, waiting = set(ends), ends
+    while waiting:
+        before = {value.producer() for value in waiting.pop().inputs if value is not None}
+        new = [node for node in before if node is not None and node in counted and node not in found]
+        found.update(new)
+        waiting.extend(new)
+    return found
+
+
+def _makes_integers(node: ir.Node) -> bool:
+    return _is_cast_of(node) and ir.DataType(node.attributes["to"].as_int()).is_integer()
 
 
 def _reads_weights(node: ir.Node) -> bool:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from onnxkit.graph.dtypes import infer_dtypes
 from onnxkit.graph.files import load_model, save_model
 from onnxkit.graph.half_precision import overflowing, search_kept, stages, to_half
+from onnxkit.graph.upcast import half_to_fp32
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.encoder_graphs import EncoderSpec, build_encoder, feeds, save_plain
 
@@ -107,6 +109,44 @@ def test_delicate_operators_stay_float32():
     kinds = {node.name: {value.dtype for value in node.outputs} for node in model.graph}
     assert kinds["square"] == {ir.DataType.FLOAT16}
     assert kinds["sum"] == {ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_what_counts_positions_is_exact(dtype):
+    """T5's buckets of relative positions, and a rotation's angles; what they choose is computed in half."""
+    nodes = [
+        helper.make_node("Cast", ["positions"], ["distance"], name="distance", to=TensorProto.FLOAT),
+        helper.make_node("Div", ["distance", "eight"], ["ratio"], name="ratio"),
+        helper.make_node("Log", ["ratio"], ["log"], name="log"),
+        helper.make_node("Mul", ["log", "step"], ["part"], name="part"),
+        helper.make_node("Cast", ["part"], ["bucket"], name="bucket", to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "bucket"], ["bias"], name="bias"),
+        helper.make_node("Unsqueeze", ["distance", "last"], ["column"], name="column"),
+        helper.make_node("MatMul", ["column", "frequencies"], ["angles"], name="angles"),
+        helper.make_node("Sin", ["angles"], ["sine"], name="sine"),
+        helper.make_node("Mul", ["bias", "sine"], ["y"], name="product"),
+    ]
+    generator = np.random.default_rng(0)
+    tensors = {
+        "eight": 8.0, "step": 8 / np.log(512), "table": generator.standard_normal((9, 4)),
+        "frequencies": [[1.0, 0.1, 0.01, 0.001]],
+    }  # fmt: skip
+    stored = [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in tensors.items()]
+    stored.append(numpy_helper.from_array(np.array([1]), "last"))
+    inputs = [helper.make_tensor_value_info("positions", TensorProto.INT64, ["n"])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])]
+    fp32 = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs, stored), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model = ir.from_proto(fp32)
+    result = to_half(model, dtype)
+    assert (result.converted, result.kept, result.unable) == (2, (), ())
+    positions = np.arange(8, 4096)
+    half_to_fp32(model, dtype, rounded=True)
+    expected, got = (
+        ReferenceEvaluator(p).run(None, {"positions": positions})[0] for p in (fp32, ir.to_proto(model))
+    )
+    assert np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()
 
 
 def test_values_that_leave_the_range_are_found_by_running(tmp_path):
