@@ -98,7 +98,7 @@ class WhisperRule:
 
 
 def _forbid(scores: Array, ids: Array) -> None:
-    # Ids that the vocabulary lacks are passed over, as in transformers: a config's defaults are whisper's own.
+    # Ids beyond the vocabulary are passed over, as in transformers: a config's defaults are whisper's own.
     scores[ids[(ids >= 0) & (ids < scores.size)]] = -np.inf
 
 

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.predictor import Predictor
@@ -14,9 +16,10 @@ from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, quantize_model
 from onnxkit.quantize.calibration import ranges, runs, statistics
 from onnxkit.quantize.calibration.calibrators import CALIBRATORS
+from onnxkit.runtime import open_session
 from tests.generating_models import TEMPLATE, language_model, translator
 from tests.heard import Heard
-from tests.quantize.graphs import ONE, mlp_dir, random
+from tests.quantize.graphs import ONE, cosine, mlp_dir, proto, random
 
 TEXTS = ["the cat sat on the mat", "where is anna", "a good film in paris", "berlin, new york"]
 
@@ -62,6 +65,26 @@ def test_chats_calibrate_through_the_template(tmp_path):
 def tensors(tmp_path) -> Path:
     np.savez(tmp_path / "c.npz", x=random(8, 5, 32))
     return tmp_path / "c.npz"
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "int4-weight"])
+def test_a_layer_may_project_a_constant(tmp_path, tensors, scheme):
+    """DeBERTa's layers project a table of relative positions with the weights that tokens meet."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["query"], name="query"),
+        helper.make_node("MatMul", ["table", "weight"], ["key"], name="key"),
+        helper.make_node("Transpose", ["key"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["query", "turned"], ["y"], name="scores"),
+    ]
+    weights = {"table": random(8, 32, seed=1), "weight": random(32, 32, seed=2)}
+    source = mlp_dir(tmp_path / "model")
+    onnx.save(proto(nodes, weights, inputs={"x": ["b", "n", 32]}), source / "model.onnx")
+    report = quantize(source, tmp_path / "out", scheme=scheme, calibration=tensors)
+    assert {layer.name for layer in report.quantized} == {"query", "key"}
+    x = np.load(tensors)["x"]
+    got = open_session(tmp_path / "out" / "model.onnx", ONE).run({"x": x})["y"]
+    expected = x @ weights["weight"] @ (weights["table"] @ weights["weight"]).T
+    assert cosine(got, expected) > 0.97
 
 
 @pytest.mark.parametrize("calibrator", sorted(CALIBRATORS))

@@ -97,7 +97,7 @@ def runs(
     """
     try:
         session = open_exposed(graph.model, values, graph.path, scratch, runtime)
-        driver = _Driver(graph.component, session, values, data, runtime)
+        driver = _Driver(graph, session, values, data, runtime)
         yield from driver.runs(progress, text)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -107,12 +107,13 @@ class _Driver:
     """Knows how a component's inputs come of samples: directly, or through the graphs before it."""
 
     def __init__(
-        self, component: str, session: Session, values: Sequence[str], data: DataSet, runtime: RuntimeOptions
+        self, graph: Graph, session: Session, values: Sequence[str], data: DataSet, runtime: RuntimeOptions
     ) -> None:
-        self._component, self._session, self._data, self._runtime = component, session, data, runtime
+        self._component, self._session, self._data, self._runtime = graph.component, session, data, runtime
         given = {spec.name for spec in session.outputs}
         self._made = [name for name in values if name in given]
-        self._fed = [name for name in values if name not in given]
+        self._stored = _stored(graph.model, values)
+        self._fed = [name for name in values if name not in given and name not in self._stored]
         self._present = [spec.name for spec in session.outputs if spec.name.startswith(_PRESENT)]
 
     def runs(self, progress: Progress, text: str) -> Iterator[Run]:
@@ -188,9 +189,19 @@ class _Driver:
         wanted = [*self._made, *self._present]
         outputs = self._session.run(feeds, wanted) if wanted else {}
         values = {name: outputs[name] for name in self._made}
-        values |= {name: feeds[name] for name in self._fed}
+        values |= self._stored | {name: feeds[name] for name in self._fed}
         presents = {name: outputs[name] for name in self._present}
         return Run(sample=number, where=where, feeds=feeds, values=values), presents
+
+
+def _stored(model: ir.Model, values: Sequence[str]) -> dict[str, Array]:
+    """Those values that are constants: DeBERTa's layers project a table of relative positions."""
+    found = {name: model.graph.initializers.get(name) for name in values}
+    return {
+        name: value.const_value.numpy()
+        for name, value in found.items()
+        if value is not None and value.const_value is not None
+    }
 
 
 def step_feeds(
