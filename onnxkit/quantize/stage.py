@@ -262,17 +262,23 @@ def _announce(job: Job, plans: Mapping[str, Plan]) -> None:
             "ONNX Runtime has no CUDA kernels for these 8-bit products: they run on the CPU; for a GPU take "
             "fp16, int4-weight or int8-static --format qdq"
         )
-    eight = any(
-        target.kind != "embedding" and isinstance(format, BlockFormat) and format.bits == 8
-        for component, plan in plans.items()
-        for target in job.workshop.targets(component)
-        if (format := plan.get(target.name)) is not None
-    )
-    if eight and job.workshop.hardware.slow_8_bit_blocks and not generates(job.model):
+    slow = job.workshop.hardware.slow_8_bit_blocks and not generates(job.model)
+    if slow and _mostly_8_bit_blocks(job, plans):
         job.progress.warn(
             "8-bit blocks are slower than float32 on this kind of CPU (x86 without VNNI), but for models "
             "that generate: the file gets smaller, the time longer; int8-dynamic makes both less"
         )
+
+
+def _mostly_8_bit_blocks(job: Job, plans: Mapping[str, Plan]) -> bool:
+    """Whether more than half of what products read in blocks has 8 bits: an int4 model's head alone does."""
+    weights: Counter[int] = Counter()
+    for component, plan in plans.items():
+        for target in job.workshop.targets(component):
+            format = plan.get(target.name)
+            if target.kind != "embedding" and isinstance(format, BlockFormat):
+                weights[format.bits] += target.parameters
+    return 2 * weights[8] > weights.total()
 
 
 def _try_out(job: Job, staging: Path, outcome: Outcome) -> Measurement | None:
