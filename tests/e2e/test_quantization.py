@@ -256,7 +256,7 @@ def test_tensors_that_hold_nan(
     shape = [1 if isinstance(size, str) else size for size in spec["shape"]]
     np.savez(tmp_path / "x.npz", **{spec["name"]: np.full(shape, np.nan, np.float32)})
     words = ("quantize", digits.path, untouched / "new", "--scheme", "int8-static", "--calibration")
-    fails(3, *words, tmp_path / "x.npz", says=["sample 1", "NaN"])
+    fails(3, *words, tmp_path / "x.npz", says=["x.npz, row 1", "NaN"])
 
 
 def test_one_sample_is_enough_and_too_few_is_said(optimized: Artifact, tmp_path: Path) -> None:
