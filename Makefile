@@ -4,10 +4,12 @@ PYTHON  ?= python3
 VENV    ?= .venv
 MODEL   ?= langid-bert
 SAMPLES ?= langid-bert digits-vit pydoc-gpt2 numbers-t5
+JOBS    ?= 2
 PYTEST_ARGS ?=
 
 BIN     := $(VENV)/bin
 ONNXKIT := $(BIN)/onnxkit
+PYTEST  := $(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup
 STAMP   := $(VENV)/.installed
 MINILM  := $(VENV)/.minilm
 SOURCES := $(shell find onnxkit -name '*.py')
@@ -60,11 +62,11 @@ demo: build/$(MODEL)-int8-static/onnxkit.json build/$(MODEL)-int8-dynamic/onnxki
 
 # --- checks --------------------------------------------------------------------------------------------
 
-test: $(STAMP)  ## every test but the slow ones (about 10 minutes on 2 cores)
-	$(BIN)/pytest -m 'not slow' $(PYTEST_ARGS)
+test: $(STAMP)  ## every test but the slow ones (about 10 minutes on 2 cores; JOBS=2 at a time)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
-test-slow: $(STAMP) $(MINILM)  ## the slow tests
-	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+test-slow: $(STAMP) $(MINILM)  ## the slow tests (about 25 minutes on 2 cores)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff, formatting, types, and who may import whom
 	$(BIN)/ruff check .

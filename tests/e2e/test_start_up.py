@@ -1,17 +1,16 @@
-"""What commands import, and how long `--help` takes."""
+"""What commands import, which is what `--help` takes its time for, and what it says."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import COMMAND, LANGID, Artifact, environment, succeed
+from tests.e2e.harness import LANGID, Artifact, environment, succeed
 
 COMMANDS = ("export", "optimize", "quantize", "run", "profile", "verify", "inspect", "doctor")
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "numpy")
@@ -48,17 +47,6 @@ def test_text_models_run_without_the_makers_of_models(command: str, langid: Arti
     more = {"run": ["Guten Morgen"], "profile": ["--runs", "2"]}
     imported = modules_of(command, langid.path, *more.get(command, []))
     assert imported & {"torch", "transformers", "onnx_ir", "onnxscript", "optimum", "pydantic"} == set()
-
-
-def test_help_is_quick() -> None:
-    """CPU seconds, since other processes may share the machine."""
-    seconds = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([COMMAND, "--help"], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) <= 0.2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
