@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from onnxkit.cli.app import EXAMPLES, app
 from onnxkit.cli.console import Console
 from onnxkit.cli.help import default_text, option_names
+from onnxkit.optimize.dialects import DIALECTS
 from onnxkit.report import SCHEMA
 
 HERE = Path(__file__).parent
@@ -254,7 +255,7 @@ def cli_markdown() -> str:
         ctx = command.make_context(name, [], parent=parent, resilient_parsing=True)
         usage = re.sub(r"^Usage: ", "", command.get_usage(ctx))
         parts += [f"## onnxkit {name}\n", f"{command.help}\n", _code(usage), *_tables(command, ctx)]
-        parts += ["Examples:\n", _code(command.epilog)]
+        parts += [*(_fusions() if name == "optimize" else ()), "Examples:\n", _code(command.epilog)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -270,6 +271,18 @@ def _tables(command: Any, ctx: Any) -> Iterator[str]:
         yield f"**{title}**\n"
         yield "| option | environment | default | |\n|---|---|---|---|"
         yield "\n".join(_option_row(param) for param in params) + "\n"
+
+
+def _fusions() -> Iterator[str]:
+    found: dict[str, tuple[str, list[str]]] = {}
+    for provider, dialect in DIALECTS.items():
+        short = provider.removesuffix("ExecutionProvider").lower()
+        for name, summary in dialect.summaries().items():
+            found.setdefault(name, (summary, []))[1].append(short)
+    yield "**Fusions** (what `--disable-fusion` takes)\n"
+    yield "| name | providers | |\n|---|---|---|"
+    rows = (f"| `{name}` | {', '.join(eps)} | {summary} |" for name, (summary, eps) in found.items())
+    yield "\n".join(rows) + "\n"
 
 
 def _option_row(param: Any) -> str:

@@ -1,12 +1,16 @@
-"""Skips what needs a device that this machine has not, and says why."""
+"""Skips what needs a device that this machine has not, and says why; no test fails for being slow."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from onnxkit.runtime.cuda import examine_cuda
+
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @cache

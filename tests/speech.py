@@ -186,3 +186,50 @@ def save_whisper(
     model.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(settings))
     return model
+
+
+def save_transcriber(folder: Path, name: str, *, scale: float = 20.0) -> Any:
+    """Write a tiny Moonshine or Speech2Text with a tokenizer of words, and return the transformers model.
+
+    Its weights are `scale` times the usual ones, so that what it says changes from step to step.
+    """
+    import torch
+    import transformers
+
+    from tests.tiny_models import BY_NAME, save_tiny
+
+    tiny = BY_NAME[name]
+    save_tiny(name, folder)
+    model = getattr(transformers, tiny.model_class).from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(scale)
+    model.save_pretrained(folder)
+    words = [f"w{index}" for index in range(tiny.settings["vocab_size"])]
+    word_tokenizer(words, words[:3]).save(str(folder / "tokenizer.json"))
+    return model.eval()
+
+
+def transcriber_dir(folder: Path, extractor: dict[str, Any], **config: Any) -> ModelDir:
+    """Write the files beside an encoder's and a decoder's graphs, and describe them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<lang:de>", "<lang:fr>", *(f"w{i}" for i in range(20))]
+    word_tokenizer(tokens, tokens[:6]).save(str(folder / "tokenizer.json"))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": RATE, **extractor}))
+    banks = extractor.get("num_mel_bins")
+    axes = ("batch", "time", banks) if banks else ("batch", "time")
+    heard = TensorSpec(name="input_features" if banks else "input_values", dtype="float32", shape=axes)
+    mask = TensorSpec(name="attention_mask", dtype="int64", shape=("batch", "time"))
+    ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence"))
+    return ModelDir(
+        path=folder,
+        task="automatic-speech-recognition",
+        components={
+            "encoder": Component(file="encoder_model.onnx", inputs=(heard, mask), outputs=()),
+            "decoder": Component(file="decoder_model.onnx", inputs=(ids,), outputs=()),
+        },
+        weight_files=(),
+        config={"decoder_start_token_id": 2, **config},
+        manifest=None,
+    )

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from onnxkit.inputs import read_samples
 from onnxkit.predictor import ahead
 from onnxkit.runtime import RuntimeOptions
 from tests.model_dirs import LETTERS, VOCABULARY, image_dir, table, text_dir
+from tests.patience import comes_true
 
 
 @pytest.fixture
@@ -30,6 +30,10 @@ def texts(count, seed=0):
     generator = np.random.default_rng(seed)
     letters = [one for one in LETTERS if not one.startswith("##")]
     return [" ".join(generator.choice(letters, size=generator.integers(0, 28))) for _ in range(count)]
+
+
+def readers():
+    return {thread for thread in threading.enumerate() if thread.name == "onnxkit-samples"}
 
 
 def test_records_keep_the_order_whatever_the_batches(folder):
@@ -46,6 +50,7 @@ def test_records_keep_the_order_whatever_the_batches(folder):
 
 
 def test_a_stream_reads_only_what_it_needs(folder):
+    before = readers()
     predictor = Predictor(folder, batch_size=4)
     read = []
 
@@ -57,21 +62,17 @@ def test_a_stream_reads_only_what_it_needs(folder):
     stream = predictor.stream(endless())
     assert [next(stream)["index"] for _ in range(10)] == list(range(10))
     stream.close()
-    time.sleep(0.3)
-    count = len(read)
-    assert count <= 4 + 8 + 16 + 32
-    time.sleep(0.2)
-    assert len(read) == count
+    assert comes_true(lambda: readers() <= before)
+    assert len(read) <= 4 + 8 + 16 + 32
 
 
 def test_no_thread_is_left_behind(folder):
-    before = threading.active_count()
+    before = readers()
     predictor = Predictor(folder)
     predictor(texts(20))
     for _ in range(3):
         next(iter(predictor.stream(texts(2000))))
-    time.sleep(0.5)
-    assert threading.active_count() == before
+    assert comes_true(lambda: readers() <= before)
 
 
 def test_errors_of_the_reader_arrive_after_the_records_before_them(folder, tmp_path):

@@ -6,11 +6,12 @@ is asked for: torch and transformers cost seconds.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from tests.tiny_processors import PROCESSORS, write_json
 
 Kind = Literal["text", "image", "audio"]
 
@@ -55,6 +56,7 @@ _PYRAMID = {
     "num_attention_heads": [1, 2, 2, 4],
 }  # fmt: skip
 _EFFICIENTNET = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
+_REGNET = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "groups_width": 8}
 _AST = {**_SIZE, "max_length": 64, "num_mel_bins": 32}
 _MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 128, **_ENDS}
@@ -97,6 +99,28 @@ _S2S = {
 _T5_S2S = {**_T5, "num_decoder_layers": 2, "decoder_start_token_id": 0}
 _MARIAN = {**_S2S, "pad_token_id": 3, "decoder_start_token_id": 3, "eos_token_id": 0}
 _M2M = {**_S2S, "pad_token_id": 1, "bos_token_id": 0}
+_MOONSHINE = {
+    "hidden_size": 48, "intermediate_size": 64, "encoder_num_hidden_layers": 3,
+    "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4,
+    "vocab_size": 128, "max_position_embeddings": 64, "pad_head_dim_to_multiple_of": 8, "pad_token_id": 2,
+}  # fmt: skip
+_SPEECH2TEXT = {
+    **_S2S, "max_source_positions": 600, "max_target_positions": 64, "conv_channels": 32,
+    "input_feat_per_channel": 20, "pad_token_id": 1, "bos_token_id": 0,
+}  # fmt: skip
+_SPEECH2TEXT.pop("max_position_embeddings")
+_BERT2BERT = {
+    "encoder": {"model_type": "bert", **_TEXT},
+    "decoder": {
+        "model_type": "bert", **_TEXT, "num_hidden_layers": 2, "is_decoder": True,
+        "add_cross_attention": True,
+    },
+    "decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 3,
+}  # fmt: skip
+_FLAUBERT = {
+    "vocab_size": 128, "emb_dim": 32, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64,
+    "pad_token_id": 2, "pad_index": 2,
+}  # fmt: skip
 _LABELS = {"id2label": {0: "low", 1: "middle", 2: "high"}, "label2id": {"low": 0, "middle": 1, "high": 2}}
 
 
@@ -186,6 +210,7 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     ),
     _image("convnextv2", "ConvNextV2", _CONVNEXT),
     _image("efficientnet", "EfficientNet", _EFFICIENTNET),
+    _image("regnet", "RegNet", _REGNET),
     _image("dinov3-vit", "DINOv3ViT", {**_IMAGE, "num_register_tokens": 2}),
     _image("dinov2-with-registers", "Dinov2WithRegisters"),
     _image("mobilenet-v2", "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.35}),
@@ -203,16 +228,23 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _decoder("bloom-lm", "Bloom", _BLOOM),
     _decoder("falcon-lm", "Falcon", {**_FALCON, "num_kv_heads": 2, "new_decoder_architecture": True}),
     _decoder("falcon-alibi-lm", "Falcon", {**_FALCON, "alibi": True}),
+    _decoder("codegen-lm", "CodeGen", {**_GPT, "rotary_dim": 4}),
+    _decoder("biogpt-lm", "BioGpt", {**_TEXT, **_ENDS, "pad_token_id": 1, "bos_token_id": 0}),
     _decoder("llama-lm", "Llama", {**_LLM, "tie_word_embeddings": True}),
     _decoder("mistral-lm", "Mistral", {**_LLM, "sliding_window": 6}),
     _decoder("qwen2-lm", "Qwen2"),
     _decoder("qwen3-lm", "Qwen3"),
+    _decoder("gemma-lm", "Gemma"),
     _decoder("gemma2-lm", "Gemma2", {**_LLM, **_MIXED}),
     _decoder("gemma3-lm", "Gemma3", {**_LLM, **_MIXED}, config_class="Gemma3TextConfig"),
     _decoder("phi-lm", "Phi", {**_TEXT, **_ENDS}),
     _decoder("phi3-lm", "Phi3"),
     _decoder("smollm3-lm", "SmolLM3", {**_LLM, "no_rope_layers": [1, 1, 0]}),
+    _decoder("olmo-lm", "Olmo"),
     _decoder("olmo2-lm", "Olmo2"),
+    _decoder("olmoe-lm", "Olmoe", _EXPERTS),
+    _decoder("seed-oss-lm", "SeedOss"),
+    _decoder("hunyuan-dense-lm", "HunYuanDenseV1"),
     _decoder("granite-lm", "Granite"),
     _decoder("stablelm-lm", "StableLm"),
     _decoder("cohere-lm", "Cohere"),
@@ -236,6 +268,29 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _decoder("mpt-lm", "Mpt", _MPT),
     _decoder("xglm-lm", "XGLM", _XGLM),
     _head("bert-classifier", "text-classification", "BertForSequenceClassification", **_LABELS),
+    _text(
+        "camembert-mlm",
+        "Camembert",
+        {**_TEXT, "pad_token_id": 1, "type_vocab_size": 1},
+        task="fill-mask",
+        model_class="CamembertForMaskedLM",
+    ),
+    _text("flaubert", "Flaubert", _FLAUBERT, level="L3"),
+    _text(
+        "layoutlm-tagger",
+        "LayoutLM",
+        {**_TEXT, "max_2d_position_embeddings": 1024, **_LABELS},
+        task="token-classification",
+        model_class="LayoutLMForTokenClassification",
+    ),
+    _text(
+        "bart-classifier",
+        "Bart",
+        {**_S2S, **_LABELS},
+        task="text-classification",
+        model_class="BartForSequenceClassification",
+        level="L2",
+    ),
     _text(
         "xlm-roberta-reranker",
         "XLMRoberta",
@@ -283,12 +338,22 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _seq2seq("pegasus-seq2seq", "Pegasus", {**_S2S, "eos_token_id": 1, "bos_token_id": 2}),
     _seq2seq("m2m100-seq2seq", "M2M100", _M2M, task="translation", level="L2"),
     _seq2seq("blenderbot-seq2seq", "Blenderbot"),
+    _seq2seq("bert2bert-seq2seq", "EncoderDecoder", _BERT2BERT, end="Model"),
     _seq2seq(
         "whisper-speech",
         "Whisper",
         {**_WHISPER, "decoder_layers": 2, "max_target_positions": 64},
         task="automatic-speech-recognition",
         kind="audio",
+    ),
+    _seq2seq("moonshine-speech", "Moonshine", _MOONSHINE, task="automatic-speech-recognition", kind="audio"),
+    _seq2seq(
+        "speech2text-speech",
+        "Speech2Text",
+        _SPEECH2TEXT,
+        task="automatic-speech-recognition",
+        kind="audio",
+        level="L2",
     ),
     _text(
         "wav2vec2-ctc",
@@ -323,7 +388,7 @@ def save_tiny(name: str, directory: Path, *, seed: int = 0) -> Path:
                 buffer.add_(torch.randn_like(buffer) * 0.05)
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory)
-    _PROCESSORS[tiny.kind](directory, tiny)
+    PROCESSORS[tiny.kind](directory, tiny)
     return directory
 
 
@@ -347,11 +412,11 @@ def save_tiny_sentence_model(
         )
         (directory / path).mkdir(exist_ok=True)
     flag = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}.get(pooling, pooling)
-    _write_json(
+    write_json(
         directory / "1_Pooling" / "config.json",
         {"word_embedding_dimension": 32, f"pooling_mode_{flag}": True},
     )
-    _write_json(directory / "modules.json", modules)
+    write_json(directory / "modules.json", modules)
     if dense:
         _save_dense(directory / "2_Dense", dense, seed)
     return directory
@@ -373,72 +438,4 @@ def _save_dense(directory: Path, width: int, seed: int) -> None:
         "bias": True,
         "activation_function": "torch.nn.modules.activation.Tanh",
     }
-    _write_json(directory / "config.json", settings)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def _save_tokenizer(directory: Path, tiny: TinyModel) -> None:
-    """A WordPiece tokenizer over letters and digits; [PAD] stands at the config's `pad_token_id`."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = "abcdefghijklmnopqrstuvwxyz0123456789"
-    words = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words.insert(int(tiny.settings.get("pad_token_id", 0)), "[PAD]")
-    words += [*pieces, *(f"##{piece}" for piece in pieces)]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=int(tiny.settings.get("max_position_embeddings", 64)) - 2,
-    )
-    fast.save_pretrained(directory)
-
-
-def _save_image_processor(directory: Path, tiny: TinyModel) -> None:
-    settings = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": 32, "width": 32},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
-    _write_json(directory / "preprocessor_config.json", settings)
-
-
-def _save_feature_extractor(directory: Path, tiny: TinyModel) -> None:
-    whisper = tiny.name.startswith("whisper")
-    settings = {
-        "feature_extractor_type": f"{'Whisper' if whisper else 'Wav2Vec2'}FeatureExtractor",
-        "feature_size": 16 if whisper else 1,
-        "sampling_rate": 16000,
-        "return_attention_mask": not whisper,
-        **({"chunk_length": 1} if whisper else {}),
-    }
-    _write_json(directory / "preprocessor_config.json", settings)
-
-
-_PROCESSORS: Mapping[Kind, Callable[[Path, TinyModel], None]] = {
-    "text": _save_tokenizer,
-    "image": _save_image_processor,
-    "audio": _save_feature_extractor,
-}
+    write_json(directory / "config.json", settings)

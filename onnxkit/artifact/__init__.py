@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxkit.artifact.intoto import to_in_toto
     from onnxkit.artifact.manifest import MANIFEST_NAME, Component, HistoryEntry, Manifest, Verification
     from onnxkit.artifact.model_dir import ModelDir
-    from onnxkit.artifact.publishing import check_apart, check_target, publish
+    from onnxkit.artifact.publishing import check_apart, check_file, check_target, publish, publish_file
     from onnxkit.artifact.reference import (
         ReferenceCase,
         ReferenceOutput,
@@ -40,12 +40,14 @@ _HOMES = {
     "ReferenceOutput": "reference",
     "Verification": "manifest",
     "check_apart": "publishing",
+    "check_file": "publishing",
     "check_target": "publishing",
     "companion_files": "companions",
     "copy_companions": "sealing",
     "load_reference": "reference",
     "normalize_task": "task_names",
     "publish": "publishing",
+    "publish_file": "publishing",
     "sample_output": "reference",
     "save_reference": "reference",
     "seal": "sealing",
@@ -67,12 +69,14 @@ __all__ = [
     "ReferenceOutput",
     "Verification",
     "check_apart",
+    "check_file",
     "check_target",
     "companion_files",
     "copy_companions",
     "load_reference",
     "normalize_task",
     "publish",
+    "publish_file",
     "sample_output",
     "save_reference",
     "seal",

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxkit.artifact.configuration import attention_heads, attention_window, text_part
 from onnxkit.artifact.manifest import Component
 from onnxkit.errors import InputError, UsageError
+from onnxkit.progress import Progress
 from onnxkit.runtime import TensorSpec
 from onnxkit.safety import read_json
 
@@ -34,34 +36,61 @@ _SEARCH = {
     "min_length": 0, "no_repeat_ngram_size": 0, "num_beams": 1, "num_return_sequences": 1,
     "repetition_penalty": 1.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
 }  # fmt: skip
+_PROVIDERS: Mapping[bool, list[Any]] = {False: [], True: [{"cuda": {"enable_cuda_graph": "0"}}]}
+"""What provider genai opens the graph with, by whether it was written for CUDA."""
 
 
-def check_genai_task(task: str, *, wanted: bool) -> None:
-    """Raise UsageError when `--genai-config` is asked for a model that generates no text by itself."""
-    if wanted and task != "text-generation":
+def check_genai(task: str, config: Mapping[str, Any], *, wanted: bool, progress: Progress) -> None:
+    """Warn, when `--genai-config` is asked for, of what onnxruntime-genai computes otherwise.
+
+    It pads the shorter prompts of a batch at the right, and new tokens follow the padding: what counts
+    slots, not positions, counts the padding between.
+
+    Args:
+        task: the model's task.
+        config: its config.json.
+        wanted: whether the option is given.
+        progress: is warned.
+
+    Raises:
+        UsageError: a model that generates no text by itself.
+    """
+    if not wanted:
+        return
+    if task != "text-generation":
         raise UsageError(f"--genai-config does not apply to {task}, only to text-generation")
+    window = attention_window(config)
+    counts = f"attention looks {window} slots back" if window is not None else None
+    if config.get("model_type") == "mpt":
+        counts = "attention weighs by the distance in slots (ALiBi)"
+    if counts is not None:
+        progress.warn(
+            f"onnxruntime-genai pads a batch's shorter prompts at the right, and this model's {counts}, "
+            "padding counted: give genai prompts of one length, or one at a time"
+        )
 
 
-def fit_genai_config(directory: Path, graph: Component, *, shared: bool, wanted: bool) -> None:
+def fit_genai_config(directory: Path, graph: Component, *, shared: bool, cuda: bool, wanted: bool) -> None:
     """Write `genai_config.json` if it is wanted, or fit the one that came along from an earlier stage.
 
     Args:
         directory: where graph and configs lie.
         graph: the decoder-only graph.
         shared: whether its past buffers may be longer than what they hold (`CACHE_KEY`).
+        cuda: whether it was written for CUDA.
+        wanted: whether to write the file if there is none.
 
     Raises:
         InputError: a graph that onnxruntime-genai cannot drive, or a file that is none of its configurations.
     """
     if (directory / GENAI_NAME).is_file():
-        _refresh(directory, graph, shared)
+        _refresh(directory, graph, shared, cuda)
     elif wanted:
-        _make(directory, graph, shared)
+        _make(directory, graph, shared, cuda)
 
 
-def _make(directory: Path, graph: Component, shared: bool) -> None:
-    config = read_json(directory / "config.json", trust_remote_code=True)
-    config = {**config, **(config.get("text_config") or {})}
+def _make(directory: Path, graph: Component, shared: bool, cuda: bool) -> None:
+    config = text_part(read_json(directory / "config.json", trust_remote_code=True))
     generation = directory / "generation_config.json"
     asked = read_json(generation, trust_remote_code=True) if generation.is_file() else {}
     layers, kv_heads, head_size = _cache_shape(directory / graph.file, graph.inputs)
@@ -71,7 +100,7 @@ def _make(directory: Path, graph: Component, shared: bool) -> None:
             **_tokens({**config, **{key: value for key, value in asked.items() if value is not None}}),
             "context_length": context,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": _PROVIDERS[cuda]},
                 "filename": graph.file,
                 "head_size": head_size,
                 "hidden_size": int(config.get("hidden_size") or config.get("n_embd") or kv_heads * head_size),
@@ -81,9 +110,7 @@ def _make(directory: Path, graph: Component, shared: bool) -> None:
                     "present_key_names": "present.%d.key",
                     "present_value_names": "present.%d.value",
                 },
-                "num_attention_heads": int(
-                    config.get("num_attention_heads") or config.get("n_head") or kv_heads
-                ),
+                "num_attention_heads": attention_heads(config) or kv_heads,
                 "num_hidden_layers": layers,
                 "num_key_value_heads": kv_heads,
             },
@@ -99,11 +126,15 @@ def _make(directory: Path, graph: Component, shared: bool) -> None:
     _write(directory, content)
 
 
-def _refresh(directory: Path, graph: Component, shared: bool) -> None:
+def _refresh(directory: Path, graph: Component, shared: bool, cuda: bool) -> None:
     """Change what depends on the graph; whatever else was changed by hand stays."""
     content = read_json(directory / GENAI_NAME)
     try:
-        content["model"]["decoder"] |= {"filename": graph.file, "inputs": _input_names(graph.inputs)}
+        decoder = content["model"]["decoder"]
+        decoder |= {"filename": graph.file, "inputs": _input_names(graph.inputs)}
+        session = decoder.setdefault("session_options", {})
+        if session.get("provider_options", []) == _PROVIDERS[not cuda]:
+            session["provider_options"] = _PROVIDERS[cuda]
         content["search"]["past_present_share_buffer"] = shared
     except (KeyError, TypeError) as error:
         raise InputError(f"{directory / GENAI_NAME}: no configuration of onnxruntime-genai") from error

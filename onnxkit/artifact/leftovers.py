@@ -23,16 +23,19 @@ _NAME = re.compile(r"\.onnxkit-(?P<old>old-)?(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-
 _live: set[Path] = set()
 
 
-def create(target: Path) -> Path:
-    """Make a new staging directory beside `target`, with the modes that the umask asks for."""
-    staging = target.parent / _name(target, "")
-    staging.mkdir(mode=0o777)
+def staging_name(target: Path) -> Path:
+    """Return a fresh name beside `target` for what will take its place."""
+    return target.parent / _name(target, "")
+
+
+def create(staging: Path) -> None:
+    """Make a staging directory, with the modes that the umask asks for."""
     _live.add(staging)
-    return staging
+    staging.mkdir(mode=0o777)
 
 
 def release(staging: Path) -> None:
-    """Forget a staging directory: it was published or removed."""
+    """Forget a staging directory: it was published, removed or never made."""
     _live.discard(staging)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxkit.artifact.companions import REFERENCE_NAME, companion_files, is_weights
+from onnxkit.artifact.companions import REFERENCE_NAME, companion_files, travels
 from onnxkit.artifact.digests import FileEntry, combined_digest, file_entry
 from onnxkit.artifact.infer import infer_task
 from onnxkit.artifact.layout import locate
@@ -97,7 +97,8 @@ class ModelDir:
         if len(self.components) == 1:
             return next(iter(self.components.values()))
         if "model" not in self.components:
-            raise InputError(f"{self.path} holds {', '.join(self.components)}: no single graph to run")
+            files = ", ".join(component.file for component in self.components.values())
+            raise InputError(f"{self.path}: no single graph to run; name one of its files: {files}")
         return self.components["model"]
 
     @cached_property
@@ -155,7 +156,7 @@ class ModelDir:
 
 
 def _travels_on(name: str) -> bool:
-    return not is_weights(name) or "/" in name  # a module's own weights (2_Dense/…) travel
+    return "/" in name or travels(name)  # a module's own weights (2_Dense/…) travel
 
 
 def _read_manifest(root: Path) -> Manifest:

@@ -1,8 +1,9 @@
-"""Publishing an output directory: whole or not at all, never over what onnxkit did not write."""
+"""Publishing an output, a directory or a file: whole or not at all, never over what may not be replaced."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -41,25 +42,23 @@ def publish(out: str | Path, *, overwrite: bool, need_bytes: int = 0) -> Iterato
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a symlink in its place
     check_target(target, overwrite=overwrite)
     made = _make_parents(target.parent)
-    staging = None
+    staging = leftovers.staging_name(target)  # known before it is there: Ctrl-C may come in between
     try:
         with _disk_errors(target):
             leftovers.reap(target)
             _check_space(target.parent, need_bytes)
-            staging = leftovers.create(target)
+            leftovers.create(staging)
             yield staging
             _finish(staging)
             _put_in_place(staging, target, overwrite=overwrite)
     except BaseException:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
     finally:
-        if staging is not None:
-            leftovers.release(staging)
+        leftovers.release(staging)
 
 
 def check_target(out: str | Path, *, overwrite: bool) -> None:
@@ -88,6 +87,41 @@ def check_target(out: str | Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"--overwrite would delete {shown}, which {strange}; remove it yourself or name another"
         )
+
+
+@contextmanager
+def publish_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield the path of a file to write; it takes the place of the file `out` when the block ends well.
+
+    Raises:
+        UsageError: as `check_file`.
+        ResourceError: no space, read-only, no permission.
+    """
+    check_file(out, overwrite=overwrite)
+    staging = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with _disk_errors(out):
+            yield staging
+            _flush(staging)
+            staging.replace(out)
+    finally:
+        with suppress(OSError):
+            staging.unlink()
+
+
+def check_file(out: Path, *, overwrite: bool) -> None:
+    """Raise what `publish_file` would raise for `out`, before any work is done.
+
+    Raises:
+        UsageError: it exists without `overwrite` or is a directory, or there is no directory for it.
+    """
+    shown = printable(str(out), limit=300)
+    if out.is_dir():
+        raise UsageError(f"the output {shown} is a directory; name a file")
+    if out.exists() and not overwrite:
+        raise UsageError(f"the output {shown} exists; pass --overwrite to replace it, or name another")
+    if not out.parent.is_dir():
+        raise UsageError(f"the output {shown}: there is no directory {printable(str(out.parent), limit=300)}")
 
 
 def check_apart(source: str | Path, out: str | Path) -> None:
@@ -140,8 +174,8 @@ def _check_space(parent: Path, need_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if need_bytes > free:
         raise ResourceError(
-            f"{printable(str(parent), limit=300)} has {free / 1e6:.0f} MB free, the output needs about "
-            f"{need_bytes / 1e6:.0f} MB; free some or name another place"
+            f"{printable(str(parent), limit=300)} has {free // 10**6:,} MB free, the output needs about "
+            f"{math.ceil(need_bytes / 1e6):,} MB; free some or name another place"
         )
 
 

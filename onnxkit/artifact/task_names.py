@@ -57,10 +57,12 @@ _SYNONYMS = {
 _HEADS = (
     ("ForSequenceClassification", "text-classification"),
     ("ForTokenClassification", "token-classification"),
+    ("ForQuestionAnsweringSimple", "question-answering"),
     ("ForQuestionAnswering", "question-answering"),
     ("ForMaskedLM", "fill-mask"),
     ("ForPreTraining", "fill-mask"),
     ("ForCausalLM", "text-generation"),
+    ("WithLMHeadModel", "fill-mask"),
     ("LMHeadModel", "text-generation"),
     ("ForConditionalGeneration", "text2text-generation"),
     ("ForImageClassificationWithTeacher", "image-classification"),
@@ -85,6 +87,11 @@ _SPEECH = ("Whisper", "Speech2Text", "Moonshine", "SpeechEncoderDecoder")
 _AUDIO_ENCODERS = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "SEW", "Data2VecAudio", "Whisper", "AST")
 _CAPTIONERS = ("Blip", "Pix2Struct", "VisionEncoderDecoder", "Kosmos", "Git", "Donut", "Florence")
 _TRANSLATORS = ("Marian", "M2M100", "NllbMoe", "FSMT")
+_PAIRED = {
+    "EncoderDecoderModel": "text2text-generation",
+    "SpeechEncoderDecoderModel": "automatic-speech-recognition",
+    "VisionEncoderDecoderModel": "image-to-text",
+}
 _TWO_TOWERS = re.compile(r"^(Chinese)?(CLIP|Siglip2?|AltCLIP)Model$")
 
 
@@ -131,8 +138,8 @@ def _refined(name: str, task: str | None) -> str | None:
         return next((other for family, other in families if name.startswith(family)), task)
     if task == "text-classification" and name.startswith(_AUDIO_ENCODERS):
         return "audio-classification"
-    if task == "feature-extraction" and name.startswith(_VISION):
+    if name.endswith("ForPreTraining") and name.startswith(_AUDIO_ENCODERS):
+        task = "feature-extraction"
+    if (task == "feature-extraction" or name.endswith("ForPreTraining")) and name.startswith(_VISION):
         return "image-feature-extraction"
-    if name.endswith("VisionEncoderDecoderModel"):
-        return "image-to-text"
-    return task
+    return _PAIRED.get(name, task)

@@ -7,7 +7,6 @@ pipe every line is a turn. Answers go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -154,15 +153,13 @@ class Session:
     def _save(self, name: str) -> None:
         if not name:
             raise UsageError("/save takes the name of a file")
+        from onnxkit.artifact import publish_file
+
         path = Path(name)
         if path.exists():
             raise UsageError(f"{path} exists; give another name")
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with publish_file(path, overwrite=False) as staging:
             staging.write_text(json.dumps(self._dialogue.messages, ensure_ascii=False, indent=1), "utf-8")
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
         self._console.note(f"wrote {path}")
 
     def _quit(self, _: str) -> None:

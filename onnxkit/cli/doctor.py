@@ -78,7 +78,7 @@ def _int8(report: DoctorReport) -> str:
     if report.vnni:
         return "VNNI: 8-bit weights at full speed"
     if report.saturates:
-        return "no VNNI: products of 8-bit weights saturate, so quantize uses 7-bit weights"
+        return "no VNNI: products of 8-bit weights can saturate; quantize chooses scales so that none does"
     return "products of 8-bit weights do not saturate"
 
 

@@ -6,13 +6,13 @@ the terminal, with bold headings where there is one, and with examples in every 
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from onnxkit.cli import coercion
+from onnxkit.cli.console import Console
 
 ENVIRONMENT_NOTE = (
     "Every option can also be set in the environment, for instance ONNXKIT_THREADS=2 for --threads 2; "
@@ -21,8 +21,7 @@ ENVIRONMENT_NOTE = (
 
 
 def _heading(text: str) -> str:
-    styled = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    return f"\x1b[1m{text}\x1b[0m" if styled else text
+    return f"\x1b[1m{text}\x1b[0m" if Console.colours(sys.stdout) else text
 
 
 def _section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:

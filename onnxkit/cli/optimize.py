@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ onnxkit optimize build/bert build/bert-o2
 onnxkit optimize build/bert build/bert-o3 -O3
 onnxkit optimize build/bert build/bert-gpu --ep cuda -O4
 onnxkit optimize build/bert build/bert-o2 --disable-fusion gelu --json
+onnxkit optimize detector.onnx build/detector --inputs photo.npz
 """
 
 Level = Annotated[
@@ -33,12 +35,22 @@ Level = Annotated[
 ]
 DisableFusion = Annotated[
     list[str] | None,
-    options.option("--disable-fusion", metavar="NAME", help="Leave this fusion out (repeat)."),
+    options.option("--disable-fusion", metavar="NAME", help="Leave out a fusion of this name (repeat)."),
 ]
 
 
 Measure = Annotated[
     bool, options.option("--measure/--no-measure", help="Compare the speed with the input model's.")
+]
+
+
+Inputs = Annotated[
+    Path | None,
+    options.option(
+        "--inputs",
+        metavar="FILE.npz",
+        help="Arrays to check and time the result on, instead of made-up ones.",
+    ),
 ]
 
 
@@ -49,6 +61,7 @@ def optimize(
     level: Level = 2,
     disable_fusion: DisableFusion = None,
     measure: Measure = True,
+    inputs: Inputs = None,
     genai_config: options.GenaiConfig = False,
     task: options.Task = None,
     ep: options.Ep = "cpu",
@@ -74,6 +87,7 @@ def optimize(
             genai_config=genai_config,
             overwrite=overwrite,
             seed=seed,
+            inputs=inputs,
             threads=threads,
         ),
         progress=ctx.obj,

@@ -79,12 +79,12 @@ def split_list(text: str | None) -> tuple[str, ...]:
     return tuple(part for part in (part.strip() for part in text.split(",")) if part)
 
 
-def split_integers(text: str | None, name: str, *, minimum: int = 1) -> tuple[int, ...]:
+def split_integers(text: str | None, name: str) -> tuple[int, ...]:
     """Read a sweep: `"1,8"` is `(1, 8)`. Raises UsageError naming the option `name`."""
     numbers = []
     for part in split_list(text):
-        if not part.lstrip("-").isdecimal() or int(part) < minimum:
-            raise UsageError(f"{name}: {part!r} is no whole number of {minimum} or more (a list is 1,8)")
+        if not part.isdecimal() or int(part) < 1:
+            raise UsageError(f"{name}: {part!r} is no whole number of 1 or more (a list is 1,8)")
         numbers.append(int(part))
     if text is not None and not numbers:
         raise UsageError(f"{name}: the list is empty (a list is 1,8)")
@@ -96,11 +96,12 @@ def split_pairs(items: Sequence[str] | None, name: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for item in items or ():
         key, equals, value = item.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise UsageError(f"{name}: {item!r} is not of the form KEY=VALUE")
         if key in pairs:
             raise UsageError(f"{name}: {key!r} is given twice")
-        pairs[key.strip()] = value
+        pairs[key] = value
     return pairs
 
 

@@ -20,6 +20,7 @@ onnxkit profile build/bert
 onnxkit profile build/bert build/bert-int8 --batch 1,8 --sequence 16,128 --seconds 3
 onnxkit profile build/bert --ep cpu,cuda --threads 1,2
 onnxkit profile build/bert --trace trace.json
+onnxkit profile detector.onnx build/detector --inputs photo.npz
 onnxkit profile build/llama build/llama-int4 --prefill 128,512 --depth 32,512,1024 --threads 1
 onnxkit profile build/bert --json | jq '.result.models[0].measurements[0].latency.p50_ms'
 """
@@ -33,6 +34,12 @@ Batch = Annotated[str | None, options.option("--batch", metavar="N,…", help="B
 Sequence = Annotated[
     str | None,
     options.option("--sequence", metavar="N,…", help="Tokens a sample. [default: 128]"),
+]
+Inputs = Annotated[
+    Path | None,
+    options.option(
+        "--inputs", metavar="FILE.npz", help="Arrays to measure on, one for each input, instead of shapes."
+    ),
 ]
 Prefill = Annotated[
     str | None,
@@ -94,6 +101,7 @@ def profile(
     models: Models,
     batch: Batch = None,
     sequence: Sequence = None,
+    inputs: Inputs = None,
     prefill: Prefill = None,
     depth: Depth = None,
     padding: Padding = "none",
@@ -112,11 +120,18 @@ def profile(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure latency, throughput, memory, operators; several models in turns, side by side."""  # fmt: skip
+    """Measure latency, throughput, memory, operators; several models in turns, side by side."""
     options.reject(runs is not None and seconds is not None, "--seconds", "--runs says how long to measure")
+    shaped = batch is not None or sequence is not None or padding != "none"
+    options.reject(
+        inputs is not None and shaped, "--inputs", "it has a shape: leave out --batch, --sequence, --padding"
+    )
     options.reject(overwrite and trace is None, "--overwrite", "only --trace writes a file")
-    if trace is not None and trace.exists() and not overwrite:
-        raise UsageError(f"{trace} exists; give another --trace, or --overwrite")
+    options.reject(trace is not None and not operators, "--no-operators", "--trace records each operator")
+    if trace is not None:
+        from onnxkit.artifact import check_file
+
+        check_file(trace, overwrite=overwrite)
     eps = options.split_list(ep)
     if not eps:
         raise UsageError("--ep: the list is empty (a list is cpu,cuda)")
@@ -138,6 +153,7 @@ def profile(
             warmup=warmup,
             operators=operators,
             trace=trace,
+            inputs=inputs,
             seed=seed,
             **chosen,
         ),
@@ -312,14 +328,14 @@ def _show_memory(console: Console, names: list[str], models: tuple[ModelProfile,
         facts = model.generation
         if facts is not None:
             context = "" if facts.cache_bytes is None else figures.megabytes(facts.cache_bytes)
-            figures_ = (
+            cells = (
                 figures.megabytes(facts.weights_read_bytes),
                 figures.digits(facts.memory_read_bytes_per_s / 1e9),
                 figures.digits(facts.cache_bytes_per_token / 1e3),
                 f"{context} ({facts.context})" if context else "no limit",
                 figures.megabytes(max(row.peak_memory_bytes for row in model.measurements)),
             )
-            rows.append((name, *figures_, "one buffer" if facts.shared_cache else "copied each step"))
+            rows.append((name, *cells, "one buffer" if facts.shared_cache else "copied each step"))
     console.table([Column("model"), *(Column(title, number=True) for title in titles), Column("cache")], rows)
     console.line(
         "bandwidth: what a step must read (weights, keys, values) of what this machine reads meanwhile"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxkit.cli import figures
 from onnxkit.cli.console import Column, Console
+from onnxkit.cli.options import reject
 from onnxkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def run(
         UsageError: the output exists, or is no .npz file.
         InputError: arrays of wrong names, dtypes or shapes.
     """
-    if output is not None:
+    if output is None:
+        reject(overwrite, "--overwrite", "there is no --output")
+    else:
         _check_output(output, overwrite)
     from onnxkit.artifact import ModelDir
     from onnxkit.runtime import open_session
@@ -48,7 +50,7 @@ def run(
     )
     results = session.run(arrays)
     if output is not None:
-        _save(output, results)
+        _save(output, results, overwrite)
     described = [describe(name, array) for name, array in results.items()]
     console.result("run", described, lambda console, rows: _show(console, rows, output), data=output is None)
 
@@ -56,23 +58,18 @@ def run(
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.suffix != ".npz":
         raise UsageError(f"--output {output}: the name must end in .npz")
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; give another --output, or --overwrite")
+    from onnxkit.artifact import check_file
+
+    check_file(output, overwrite=overwrite)
 
 
-def _save(output: Path, arrays: Arrays) -> None:
-    """Write the arrays beside the target, then put the file in place in one step."""
+def _save(output: Path, arrays: Arrays, overwrite: bool) -> None:
     import numpy as np
 
-    staging = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with staging.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **dict(arrays))
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.replace(output)
-    finally:
-        staging.unlink(missing_ok=True)
+    from onnxkit.artifact import publish_file
+
+    with publish_file(output, overwrite=overwrite) as staging, staging.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **dict(arrays))
 
 
 def describe(name: str, array: Any) -> dict[str, Any]:

@@ -182,7 +182,8 @@ def _reject_foreign(ctx: typer.Context, own: Iterable[str], served: type[Task], 
         accepted |= {"chat", "messages"}
     if "timestamps" in accepted:
         accepted.add("subtitles")
-    reject_given(ctx, (name for name in ALL if name not in accepted), f"the task is {model.task}")
+    why = f"this is {served.kind}" if served.kind else f"the task is {model.task}"
+    reject_given(ctx, (name for name in ALL if name not in accepted), why)
 
 
 def settings(session: Any) -> str:

@@ -93,7 +93,7 @@ class Attempts:
         """Check the written graph, and say how it went; `checks` holds the figures."""
         count = candidate.attentions
         hooks = (
-            f"{count} attention operators, as many as calls"
+            f"{count} attention operator{'' if count == 1 else 's'}, as many as calls"
             if count is not None
             else "transformers' exporter"
         )

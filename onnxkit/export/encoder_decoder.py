@@ -25,6 +25,7 @@ from onnxkit.export.parts import Part, encoder_of
 from onnxkit.export.signature import (
     BATCH,
     ENCODER_LENGTH,
+    ENCODER_MASK,
     KEPT_LOGITS,
     PAST,
     PAST_LENGTH,
@@ -36,9 +37,12 @@ from onnxkit.export.signature import (
 )
 
 STATES = "last_hidden_state"
-_MASK, _ENCODER_MASK = "attention_mask", "encoder_attention_mask"
+_MASK = "attention_mask"
+_SEGMENTS = "token_type_ids"
 _HALVES = ("key", "value")
 _ENCODER_STATES = "encoder_hidden_states"
+_SHORTEN = "_get_feature_vector_attention_mask"
+"""Method of models whose encoder shortens its input: (length, mask of the input) → mask of the output."""
 _STATES_NAMES = ("key_value_states", "encoder_hidden_states")
 
 
@@ -70,21 +74,20 @@ def encoder_decoder_parts(
     Raises:
         InputError: a model whose decoder does not keep its cross-attention's keys and values in a cache.
     """
-    given = graph_inputs(encoder_of(model), processor)
-    inputs = tuple(
-        replace(each, axes=tuple(ENCODER_LENGTH if axis == SEQUENCE else axis for axis in each.axes))
-        for each in given
-    )
+    inputs = _encoder_inputs(model, processor, optimum=optimum)
     found = _look(model, inputs)
     cross = () if optimum else found.cross
+    mask = next((each for each in inputs if each.name == _MASK), None)
+    shortens = mask is not None and ENCODER_LENGTH not in mask.axes
+    outputs = (STATES, *([ENCODER_MASK] if shortens else []), *_names(len(cross), "encoder", PRESENT))
     encoder = Part(
         name="encoder",
         file="encoder_model.onnx",
-        signature=Signature(inputs=inputs, outputs=(STATES, *_names(len(cross), "encoder", PRESENT))),
-        run=_Encoder(cross),
+        signature=Signature(inputs=inputs, outputs=outputs),
+        run=_Encoder(cross, shortens=shortens),
         entry=encoder_of,
     )
-    masked = any(each.name == _MASK for each in inputs)
+    masked = mask is not None
     name = "decoder_with_past" if optimum else "decoder"
     decoder = Part(
         name=name,
@@ -105,6 +108,19 @@ def encoder_decoder_parts(
     return encoder, first, decoder
 
 
+def _encoder_inputs(
+    model: PreTrainedModel, processor: Mapping[str, Any], *, optimum: bool
+) -> tuple[GraphInput, ...]:
+    """Of the encoder, whose text is one segment. Optimum's runtime knows no mask that is shorter behind the
+    encoder than before it."""
+    given = graph_inputs(encoder_of(model), processor)
+    return tuple(
+        replace(each, axes=tuple(ENCODER_LENGTH if axis == SEQUENCE else axis for axis in each.axes))
+        for each in given
+        if each.name != _SEGMENTS and not (optimum and each.name == _MASK and SEQUENCE not in each.axes)
+    )
+
+
 def run_decoder(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The decoder part's run: logits of the last `num_logits_to_keep` positions (0: all), and the cache."""
     layers = sum(name.endswith(".decoder.key") for name in inputs)
@@ -113,15 +129,10 @@ def run_decoder(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> d
     key = cross[0][0]
     # Only the shape of the encoder's output is read: its keys and values are there.
     states = key.new_zeros(key.shape[0], key.shape[2], _width(model))
-    mask = {_MASK: inputs[_ENCODER_MASK]} if _ENCODER_MASK in inputs else {}
     called: Any = model
-    with KeptLogits(model, inputs.get(KEPT_LOGITS)):
+    with KeptLogits(model, inputs.get(KEPT_LOGITS)), _encoded(model, states, inputs) as encoded:
         output = called(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            decoder_input_ids=inputs["input_ids"],
-            past_key_values=cache,
-            use_cache=True,
-            **mask,
+            decoder_input_ids=inputs["input_ids"], past_key_values=cache, use_cache=True, **encoded
         )
     present = [tensor for layer in range(layers) for tensor in cache.own.present(layer)]
     named = zip(_names(layers, "decoder", PRESENT), present, strict=True)
@@ -137,15 +148,14 @@ class _FirstStep:
     def __call__(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         kept = {kind: [_FirstLayer() for _ in self._layers] for kind in ("decoder", "encoder")}
         own, cross = (Cache(layers=list(layers)) for layers in kept.values())
-        mask = {_MASK: inputs[_ENCODER_MASK]} if _ENCODER_MASK in inputs else {}
         called: Any = model
-        output = called(
-            encoder_outputs=BaseModelOutput(last_hidden_state=inputs[_ENCODER_STATES]),
-            decoder_input_ids=inputs["input_ids"],
-            past_key_values=EncoderDecoderCache(own, cross),
-            use_cache=True,
-            **mask,
-        )
+        with _encoded(model, inputs[_ENCODER_STATES], inputs) as encoded:
+            output = called(
+                decoder_input_ids=inputs["input_ids"],
+                past_key_values=EncoderDecoderCache(own, cross),
+                use_cache=True,
+                **encoded,
+            )
         named = {
             f"{PRESENT}{number}.{kind}.{half}": tensor
             for kind, layers in kept.items()
@@ -173,18 +183,53 @@ class _FirstLayer(GraphLayer):  # type: ignore[no-untyped-call]
         return 0
 
 
-class _Encoder:
-    """The encoder part's run."""
+@dataclass
+class _Encoded(BaseModelOutput):
+    """An encoder's output; some models look for its mask here."""
 
-    def __init__(self, cross: Sequence[tuple[str, str]]) -> None:
+    attention_mask: torch.Tensor | None = None
+
+
+@contextlib.contextmanager
+def _encoded(
+    model: PreTrainedModel, states: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+) -> Iterator[dict[str, Any]]:
+    """What a model is called with behind its encoder; within the block it takes the mask for shortened."""
+    mask = inputs.get(ENCODER_MASK)
+    given: dict[str, Any] = {"encoder_outputs": _Encoded(last_hidden_state=states, attention_mask=mask)}
+    shortening = [each for each in model.modules() if hasattr(each, _SHORTEN)] if mask is not None else []
+    for module in shortening:
+        setattr(module, _SHORTEN, lambda length, mask: mask)
+    try:
+        yield given if mask is None else {**given, _MASK: mask}
+    finally:
+        for module in shortening:
+            delattr(module, _SHORTEN)
+
+
+class _Encoder:
+    """The encoder part's run.
+
+    Args:
+        shortens: the mask of its input is longer than its output, which the decoder wants one for.
+    """
+
+    def __init__(self, cross: Sequence[tuple[str, str]], *, shortens: bool) -> None:
         self._cross = tuple(cross)
+        self._shortens = shortens
 
     def __call__(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         encoder: Any = encoder_of(model)
-        states = encoder(**inputs).last_hidden_state
+        output = encoder(**inputs)
+        states = output.last_hidden_state
+        mask = {}
+        if self._shortens:
+            own = getattr(output, _MASK, None)
+            own = getattr(encoder, _SHORTEN)(states.shape[1], inputs[_MASK]) if own is None else own
+            mask = {ENCODER_MASK: own.to(torch.int64)}
         projected = [tensor for module in self._cross for tensor in _projected(model, *module, states)]
         names = _names(len(self._cross), "encoder", PRESENT)
-        return {STATES: states, **dict(zip(names, projected, strict=True))}
+        return {STATES: states, **mask, **dict(zip(names, projected, strict=True))}
 
 
 class _Projected(Exception):
@@ -228,7 +273,7 @@ def _decoder_signature(found: _Decoder, masked: bool, dtype: torch.dtype, *, kep
     length = found.encoder_length or ENCODER_LENGTH
     inputs = [GraphInput(name="input_ids", dtype=torch.int64, axes=(BATCH, SEQUENCE))]
     if masked:
-        inputs.append(GraphInput(name=_ENCODER_MASK, dtype=torch.int64, axes=(BATCH, length)))
+        inputs.append(GraphInput(name=ENCODER_MASK, dtype=torch.int64, axes=(BATCH, length)))
     for layer, (own, cross) in enumerate(zip(found.sizes, found.cross_sizes, strict=True)):
         for kind, axis, sizes in (("decoder", PAST_LENGTH, own), ("encoder", length, cross)):
             inputs += [
@@ -244,7 +289,7 @@ def _first_signature(found: _Decoder, masked: bool, width: int) -> Signature:
     length = found.encoder_length or ENCODER_LENGTH
     inputs = [GraphInput(name="input_ids", dtype=torch.int64, axes=(BATCH, SEQUENCE))]
     if masked:
-        inputs.append(GraphInput(name=_ENCODER_MASK, dtype=torch.int64, axes=(BATCH, length)))
+        inputs.append(GraphInput(name=ENCODER_MASK, dtype=torch.int64, axes=(BATCH, length)))
     inputs.append(GraphInput(name=_ENCODER_STATES, dtype=torch.float32, axes=(BATCH, length, width)))
     kept = [
         f"{PRESENT}{layer}.{kind}.{half}"
@@ -287,7 +332,7 @@ def _look(model: PreTrainedModel, inputs: Sequence[GraphInput]) -> _Decoder:
     try:
         with torch.no_grad(), hooked(model), _cross_attention(model) as cross:
             states = encoder(**{name: _as(value, model) for name, value in sample.items()})
-            first = BaseModelOutput(last_hidden_state=states.last_hidden_state[:1])
+            first = _Encoded(last_hidden_state=states.last_hidden_state[:1])
             anywhere(
                 encoder_outputs=first, decoder_input_ids=ids, decoder_attention_mask=ids,
                 past_key_values=cache, use_cache=True,
@@ -297,7 +342,7 @@ def _look(model: PreTrainedModel, inputs: Sequence[GraphInput]) -> _Decoder:
         raise InputError(_no_cross_cache(model)) from error
     if not cross or len({len(cross), *map(len, sizes)}) != 1:
         raise InputError(_no_cross_cache(model))
-    free = any(ENCODER_LENGTH in each.axes for each in inputs)
+    free = any(set(each.dynamic().values()) - {BATCH} for each in inputs)
     length = None if free else int(states.last_hidden_state.shape[1])
     return _Decoder(cross=tuple(cross), sizes=sizes[0], cross_sizes=sizes[1], encoder_length=length)
 

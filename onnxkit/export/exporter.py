@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxkit.artifact import Invocation, Manifest, check_target, normalize_task, publish, seal
-from onnxkit.artifact.genai import check_genai_task
+from onnxkit.artifact.genai import check_genai
 from onnxkit.errors import EnvironmentProblem, GateFailed, InputError, UsageError
 from onnxkit.export.attempts import SHARED_DATA, Attempts, each_once
 from onnxkit.export.checkpoint import Access, Checkpoint, open_checkpoint, quiet_hub
@@ -170,7 +170,8 @@ class _Job:
 
         shop = self._workshop()
         plan, options = shop.plan, self.options
-        check_genai_task(plan.task, wanted=options.genai_config)
+        config = plan.config.to_dict()
+        check_genai(plan.task, config, wanted=options.genai_config, progress=self.progress)
         self.progress.note(f"task {plan.task}, {options.dtype}, opset {options.opset}")
         weight = sum(file.stat().st_size for file in self.checkpoint.weight_files)
         with publish(self.out, overwrite=options.overwrite, need_bytes=weight) as staging:

@@ -92,7 +92,7 @@ class Decoding:
 def _encoded(encoder: Session, prompt: Prompt) -> dict[str, Array]:
     outputs = encoder.run(fed(encoder, prompt.encoder))
     given = {**_as_past(outputs), "encoder_hidden_states": outputs["last_hidden_state"]}
-    mask = prompt.encoder.get(_MASK)
+    mask = outputs.get(_ENCODER_MASK, prompt.encoder.get(_MASK))
     return given if mask is None else {**given, _ENCODER_MASK: mask}
 
 

@@ -50,6 +50,27 @@ class PickOutputs(Head):
         return {name: getattr(output, name) for name in self._names}
 
 
+class LastEnd(Head):
+    """The scores of an encoder-decoder that classifies by its decoder's state at a row's last end token.
+
+    Transformers selects the states of all end tokens by a mask, which fits only rows with equally many.
+    """
+
+    def forward(
+        self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """A row without an end token is classified at its last position."""
+        classifier: Any = model
+        ids = inputs["input_ids"]
+        shift = getattr(model, "_shift_right", None)  # Bart's kin do it themselves
+        shifted = {"decoder_input_ids": shift(ids)} if shift is not None else {}
+        states = classifier.base_model(**inputs, **shifted).last_hidden_state
+        places = torch.arange(ids.shape[1], device=ids.device)
+        ends = torch.where(ids == model.config.eos_token_id, places + ids.shape[1], places).argmax(dim=1)
+        chosen = states.gather(1, ends[:, None, None].expand(-1, 1, states.shape[2]))
+        return {"logits": classifier.classification_head(chosen[:, 0])}
+
+
 def pool_cls(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The first token's vector."""
     return tokens[:, 0]

@@ -21,7 +21,14 @@ from onnxkit.export.cache import claim, deferred_updates
 from onnxkit.export.experts import experts_forward
 from onnxkit.export.operators import OPS
 from onnxkit.export.probes import Replacement, norms, scalars, tanh_gelus
-from onnxkit.export.quirks import marked_zeros, no_bias, overflow_guards, whole_position_bias
+from onnxkit.export.quirks import (
+    marked_zeros,
+    no_bias,
+    overflow_guards,
+    unpadded_heads,
+    whole_lengths,
+    whole_position_bias,
+)
 from onnxkit.export.rotations import rotations
 
 IMPLEMENTATION = "onnxkit"
@@ -151,6 +158,8 @@ def _replacements(model: PreTrainedModel) -> Iterator[Replacement]:
     yield from norms(model)
     yield from scaled_ropes(model)
     yield from whole_position_bias(model)
+    yield from unpadded_heads(model)
+    yield from whole_lengths(model)
     yield from overflow_guards()
     yield from marked_zeros()
     if model.config._attn_implementation == IMPLEMENTATION:

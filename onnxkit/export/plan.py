@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from onnxkit.artifact import normalize_task, task_of_architecture
 from onnxkit.errors import InputError, UsageError
 from onnxkit.export.adapter import merge_adapter
 from onnxkit.export.checkpoint import Checkpoint
-from onnxkit.export.heads import Head, PickOutputs, sentence_head
+from onnxkit.export.heads import Head, LastEnd, PickOutputs, sentence_head
 from onnxkit.export.hooks import hooked, moved
 from onnxkit.export.parts import Part, encoder_of, whole
 from onnxkit.export.signature import GraphInput, Signature, graph_inputs
@@ -85,7 +86,25 @@ def choose_task(checkpoint: Checkpoint, asked: str) -> str:
         return str(found)
     said = f"is a {names[0]}" if names else "names no architectures in its config.json"
     said += f", whose task {found} export does not cover" if found else ""
-    raise InputError(f"{checkpoint.source} {said}: say with --task what to export: {', '.join(OUTPUTS)}")
+    offered = _offered(checkpoint)
+    if not offered:
+        raise InputError(f"{checkpoint.source} {said}; it covers no other task of this model")
+    raise InputError(f"{checkpoint.source} {said}: say with --task what to export: {', '.join(offered)}")
+
+
+def _offered(checkpoint: Checkpoint) -> list[str]:
+    """The tasks that transformers has a class for, of this checkpoint's kind."""
+    config, offered = checkpoint.config(), []
+    for task in OUTPUTS:
+        if task == "sentence-similarity" and not checkpoint.modules:
+            continue
+        with contextlib.suppress(InputError):
+            cls, inner = _model_class(checkpoint, config, task)
+            model: Any = getattr(cls, "_model_mapping", {}).get(type(inner), cls)
+            images = getattr(model, "main_input_name", "") == "pixel_values"
+            if not task.endswith("feature-extraction") or task.startswith("image") == images:
+                offered.append(task)
+    return offered
 
 
 def make_plan(
@@ -159,6 +178,8 @@ def _encoder_part(task: str, model: PreTrainedModel, checkpoint: Checkpoint) -> 
     if task == "sentence-similarity":
         pickles = checkpoint.access.allow_pickle
         head = sentence_head(checkpoint.path, checkpoint.modules, allow_pickle=pickles)
+    elif task == "text-classification" and hasattr(model, "classification_head"):
+        head = LastEnd()
     signature = Signature(inputs=inputs, outputs=outputs)
     part = Part(name="model", file="model.onnx", signature=signature, run=head, entry=entry)
     return task, (part,)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, activations
 
 from onnxkit.export.operators import OPS
 
-Replacement = tuple[Any, str, Callable[..., Any]]
+Replacement = tuple[Any, str, Any]
 """(owner, attribute, what to put there)."""
 
 _TANH_GELUS = ("NewGELUActivation", "FastGELUActivation", "GELUTanh", "AccurateGELUActivation")

@@ -46,6 +46,26 @@ def no_bias(bias: torch.Tensor | None) -> bool:
     return bias is None or getattr(bias, "onnxkit_zeros", False)
 
 
+def unpadded_heads(model: torch.nn.Module) -> Iterator[Replacement]:
+    """Moonshine pads its heads with zeros for kernels of round sizes, which changes no result: here not."""
+    for module in model.modules():
+        if getattr(module, "head_dim_padding", 0):
+            yield module, "head_dim_padding", 0
+
+
+def whole_lengths(model: torch.nn.Module) -> Iterator[Replacement]:
+    """Moonshine counts its encoder's frames in floats, which a trace would take for constants."""
+    for cls in sorted({type(module) for module in model.modules()}, key=lambda each: each.__name__):
+        if cls.__name__ == "MoonshineEncoder":
+            yield cls, "_get_feat_extract_output_lengths", _frames
+
+
+def _frames(self: Any, length: Any) -> Any:
+    for layer in (self.conv1, self.conv2, self.conv3):
+        length = (length - layer.kernel_size[0]) // layer.stride[0] + 1
+    return length
+
+
 class _Unknown:
     """Stands for the finiteness of values that a trace does not have; models ask for `.all()`."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from onnxkit.errors import InputError
 
@@ -17,13 +17,18 @@ PAST_LENGTH, TOTAL_LENGTH = "past_sequence_length", "total_sequence_length"
 ENCODER_LENGTH = "encoder_sequence_length"
 PAST, PRESENT = "past_key_values.", "present."
 KEPT_LOGITS = "num_logits_to_keep"
+ENCODER_MASK = "encoder_attention_mask"
 _SAMPLE_SIZES = {
     BATCH: 2, SEQUENCE: 7, PAST_LENGTH: 5, TOTAL_LENGTH: 12, ENCODER_LENGTH: 9, "num_samples": 4000,
-    "height": 64, "width": 96,
+    "num_frames": 43, "height": 64, "width": 96,
 }  # fmt: skip
 """Sizes of the dynamic axes in the traced sample: no two alike, none that means something to a model."""
 
 _AUDIO = ("input_features", "input_values")
+_SHAPES = "spatial_shapes"
+"""SigLIP 2 cannot do without those of its images, though its heads make them optional."""
+WAVEFORMS = frozenset({"moonshine"})
+"""Model types that read waveforms by convolutions which their configuration does not describe."""
 
 ANY_IMAGE_SIZE = frozenset(
     {"convnext", "convnextv2", "resnet", "regnet", "mobilenet_v1", "mobilenet_v2", "efficientnet"}
@@ -72,7 +77,7 @@ def _sample(given: GraphInput, generator: torch.Generator) -> torch.Tensor:
     shape = [_SAMPLE_SIZES[size] if isinstance(size, str) else size for size in given.axes]
     if given.default is not None:
         return torch.tensor(given.default + 2, dtype=given.dtype)
-    if given.name in ("attention_mask", "encoder_attention_mask"):
+    if given.name in ("attention_mask", ENCODER_MASK):
         mask = torch.ones(shape, dtype=given.dtype)
         mask[-1, -2:] = 0
         return mask
@@ -124,26 +129,43 @@ def _image_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> list[
 def _audio_inputs(
     model: PreTrainedModel, main: str, processor: Mapping[str, Any], accepted: Sequence[str]
 ) -> list[GraphInput]:
-    """Whisper's and AST's spectrograms of one length, or waveforms of any, perhaps with a mask of samples.
+    """Whisper's and AST's spectrograms of one length, or waveforms and features of any, perhaps with a mask
+    of samples or frames.
 
     Waveform models with group normalization are trained without a mask; their processors say so.
     """
     config = model.config
-    bins, frames = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
-    axes: tuple[int | str, ...]
-    if main == "input_features" and bins and frames:
-        axes = (BATCH, bins, 2 * frames)
-    elif main == "input_values" and bins and getattr(config, "max_length", None):
-        axes = (BATCH, config.max_length, bins)
-    elif main == "input_values" and hasattr(config, "conv_stride"):
-        axes = (BATCH, "num_samples")
-    else:
+    axes = _audio_axes(config, main)
+    if axes is None:
         return []
     inputs = [GraphInput(name=main, dtype=torch.float32, axes=axes)]
     normed = getattr(config, "feat_extract_norm", "layer") == "layer"
-    if len(axes) == 2 and "attention_mask" in accepted and processor.get("return_attention_mask", normed):
-        inputs.append(GraphInput(name="attention_mask", dtype=torch.int64, axes=axes))
+    masked = "attention_mask" in accepted and processor.get("return_attention_mask", normed)
+    if isinstance(axes[1], str) and masked:
+        inputs.append(GraphInput(name="attention_mask", dtype=torch.int64, axes=axes[:2]))
     return inputs
+
+
+def _audio_axes(config: PretrainedConfig, main: str) -> tuple[int | str, ...] | None:
+    bins, frames = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
+    if main == "input_features" and bins and frames:
+        return BATCH, bins, 2 * frames
+    if main == "input_features":
+        width = _feature_width(config)
+        return (BATCH, "num_frames", width) if width else None
+    if main == "input_values" and bins and getattr(config, "max_length", None):
+        return BATCH, config.max_length, bins
+    if main == "input_values" and (hasattr(config, "conv_stride") or config.model_type in WAVEFORMS):
+        return BATCH, "num_samples"
+    return None
+
+
+def _feature_width(config: PretrainedConfig) -> int | None:
+    """Features of a frame: Speech2Text's filter banks, Wav2Vec2-BERT's pairs of frames."""
+    banks = getattr(config, "input_feat_per_channel", None)
+    if banks:
+        return int(banks) * int(getattr(config, "input_channels", 1))
+    return getattr(config, "feature_projection_input_dim", None)
 
 
 def graph_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> tuple[GraphInput, ...]:
@@ -153,16 +175,20 @@ def graph_inputs(model: PreTrainedModel, processor: Mapping[str, Any]) -> tuple[
         InputError: a model of another modality, or one that needs further inputs.
     """
     parameters = inspect.signature(model.forward).parameters
-    main = str(model.main_input_name)
-    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty
-                and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]  # fmt: skip
+    main = str(getattr(model, "main_input_name", "input_ids"))  # FSMT's encoder is a plain module
+    required = [name for name, parameter in parameters.items() if name == _SHAPES
+                or (parameter.default is inspect.Parameter.empty
+                    and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)]  # fmt: skip
     alone = set(required) <= {main, "attention_mask", "token_type_ids", "bbox"}
     inputs = _inputs_of(model, main, processor, list(parameters)) if alone else []
     if not inputs:
         taken = ", ".join(dict.fromkeys([main, *required]))
         said = "only encoders of text, images or audio alone are exported"
         if alone and main in _AUDIO:
-            said = "onnxkit knows the waveforms of wav2vec 2.0 and the spectrograms of Whisper and AST only"
+            said = (
+                "onnxkit knows the waveforms of wav2vec 2.0 and Moonshine, and the features of Whisper, AST, "
+                "Speech2Text and Wav2Vec2-BERT only"
+            )
         raise InputError(f"{type(model).__name__} takes {taken}: {said}")
     return tuple(inputs)
 

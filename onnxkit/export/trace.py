@@ -23,7 +23,14 @@ from onnxkit.export.parts import Part, run_part
 from onnxkit.export.periods import first_layers, layers_to_trace, shortened
 from onnxkit.export.phases import Phases
 from onnxkit.export.ropes import prepare
-from onnxkit.export.signature import KEPT_LOGITS, PRESENT, TOTAL_LENGTH, Signature
+from onnxkit.export.signature import (
+    ENCODER_LENGTH,
+    ENCODER_MASK,
+    KEPT_LOGITS,
+    PRESENT,
+    TOTAL_LENGTH,
+    Signature,
+)
 from onnxkit.graph import semantic
 from onnxkit.graph.layers import NotRepeating, clone_layers
 
@@ -239,7 +246,9 @@ def name_boundary(model: ir.Model, signature: Signature) -> None:
     for value, name in zip(graph.outputs, signature.outputs, strict=True):
         value.name = name
         if name.startswith(PRESENT) and value.shape is not None:
-            names.setdefault(str(value.shape[2]), TOTAL_LENGTH)
+            names.setdefault(str(value.shape[2]), ENCODER_LENGTH if ".encoder." in name else TOTAL_LENGTH)
+        if name == ENCODER_MASK and value.shape is not None:
+            names.setdefault(str(value.shape[1]), ENCODER_LENGTH)
     for value in _values(graph):
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(size, names) for size in value.shape])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxkit.artifact.configuration import text_part
 from onnxkit.errors import InputError, ResourceError, UsageError
 from onnxkit.generate.request import Request
 from onnxkit.machine import memory
@@ -19,15 +20,15 @@ _LIMIT_KEYS = (
 )  # fmt: skip
 # Their positions are relative or slopes: such a key says what they were trained with, no more.
 _UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "bloom", "mpt"})
+# Encoders of waveforms make frames of 20 ms or more: at 8 kHz or more at least so many samples.
+_SAMPLES_A_FRAME = 160
 # What must stay free: the runtime's own working memory, and other processes.
 _SHARE = 0.9
 
 
 def context_limit(config: Mapping[str, Any]) -> int | None:
     """Return the most tokens of a decoder's sequence by its config.json; None where nothing limits it."""
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping):
-        config = {**config, **inner}
+    config = text_part(config)
     if config.get("model_type") in _UNLIMITED:
         return None
     for key in _LIMIT_KEYS:
@@ -123,7 +124,10 @@ def rows_that_fit(row_bytes: int) -> int:
 
 def _positions(request: Request) -> int:
     """Return (at most) how many positions the encoder makes of the request's input."""
-    return max((array.shape[-1] for array in request.encoder.values()), default=0)
+    waves = request.encoder.get("input_values")
+    if waves is not None and waves.ndim == 1:
+        return -(-len(waves) // _SAMPLES_A_FRAME)
+    return max((max(array.shape) for array in request.encoder.values()), default=0)
 
 
 def _free() -> int:

@@ -200,8 +200,10 @@ def _written(name: str, text: str, spaced: bool) -> str:
         schema = json.loads(text)
     except ValueError as error:
         raise UsageError(f"--json-schema is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise UsageError("--json-schema is not possible: a schema is an object, {} for any JSON")
     written = matchers.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE})
-    if not spaced or not isinstance(schema, dict):
+    if not spaced:
         return str(written)
     body = json.dumps(json.loads(written)["grammars"][0]["json_schema"])
     return str(matchers.grammar_from_lark(f'start: " "? body\nbody: %json {body}'))

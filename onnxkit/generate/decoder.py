@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxkit.artifact.configuration import attention_heads
 from onnxkit.errors import InputError
 from onnxkit.generate.cache import Array, Cache, GrowingCache, SharedCache
 from onnxkit.generate.encoder import Cross
@@ -28,7 +29,6 @@ from onnxkit.runtime import RuntimeOptions, Session, array_of, bits_dtype, open_
 CHUNK = 256
 # Bytes that one run's attention matrix of one layer may take.
 _SCORE_BYTES = 1 << 28
-_HEADS_KEYS = ("num_attention_heads", "decoder_attention_heads", "n_head", "num_heads", "n_heads")
 
 
 class Decoder:
@@ -43,7 +43,7 @@ class Decoder:
     """
 
     def __init__(self, session: Session, config: Mapping[str, Any], *, stepwise: bool = False) -> None:
-        """Read the roles; `config` (config.json) tells the vocabulary where the graph does not."""
+        """Read the roles; config.json tells the heads, and the vocabulary where the graph does not."""
         self.session = session
         self.stepwise = stepwise
         self.roles = roles_of(session)
@@ -54,9 +54,7 @@ class Decoder:
             )
         self.vocabulary = vocabulary
         self.pages = HugePages()
-        found = (config.get(key) for key in _HEADS_KEYS)
-        kept = max(tensor.heads for tensor in self.roles.cache)
-        self._heads = next((heads for heads in found if isinstance(heads, int)), kept)
+        self._heads = attention_heads(config) or max(tensor.heads for tensor in self.roles.cache)
 
     @classmethod
     def open(

@@ -28,13 +28,16 @@ class Cross:
         mask: Array | None,
         mask_name: str | None,
     ) -> None:
-        """Hold `content`, ONNX Runtime's values in the order of `tensors`; `mask` is int64 [rows, length]."""
+        """Hold `content`, ONNX Runtime's values or arrays in the order of `tensors`; `mask` is int64
+        [rows, length]."""
         self._tensors = tensors
         self._content = list(content)
         self._mask = mask
         self._mask_name = mask_name
         self._bound: Binding | None = None
-        self._inputs = np.arange(int(content[0].shape()[0]))  # which input each row belongs to
+        first = content[0]
+        rows = len(first) if isinstance(first, np.ndarray) else first.shape()[0]
+        self._inputs = np.arange(rows)  # which input each row belongs to
 
     def bind(self, binding: Binding) -> None:
         """Bind all of it, unless this binding has it already."""
@@ -80,6 +83,8 @@ class Encoder:
         self._first_step = first_step
         self._inputs = {spec.name: spec for spec in session.inputs}
         given = {spec.name for spec in (first_step or session).outputs}
+        # Where the encoder shortens its input (audio), it gives the mask of what is left.
+        self._shortened = roles.encoder_mask if roles.encoder_mask in given else None
         if missing := [tensor.present for tensor in roles.cross if tensor.present not in given]:
             raise InputError(f"{session.model}: no output {missing[0]}, which the decoder takes")
 
@@ -97,11 +102,21 @@ class Encoder:
         return sum(tensor.slot_bytes for tensor in self._roles.cross)
 
     def run(self, rows: Sequence[Inputs]) -> Cross:
-        """Encode a batch of unbatched inputs; 1-d ones are padded at their right.
+        """Encode a batch of unbatched inputs, padded at their right.
+
+        Where the encoder shortens its input, it hears the padding, too: rows of unequal length are encoded
+        one by one, and what came of them is padded.
 
         Raises:
             InputError: an input is missing, or rows differ in other dimensions than the first.
         """
+        if self._shortened is not None and len({_length(row) for row in rows}) > 1:
+            return self._joined([self._run([row]) for row in rows])
+        content, mask = self._run(rows)
+        return Cross(self._roles.cross, content, mask, self._roles.encoder_mask)
+
+    def _run(self, rows: Sequence[Inputs]) -> tuple[list[Any], Array | None]:
+        """Return keys and values in the order of the roles, and the mask of their positions."""
         feeds = {name: self._stacked(name, rows) for name in self._inputs}
         binding = self.session.binding()
         for name, array in feeds.items():
@@ -113,9 +128,25 @@ class Encoder:
             binding = self._projecting(self._first_step, binding.values()[_STATES], mask, len(rows))
         for tensor in self._roles.cross:
             binding.fetch_value(tensor.present)
+        if self._shortened is not None:
+            binding.fetch_value(self._shortened)
         binding.run()
         values = binding.values()
         content = [values[tensor.present] for tensor in self._roles.cross]
+        if self._shortened is not None:
+            mask = np.array(array_of(values[self._shortened], "int64"))
+        return content, mask
+
+    def _joined(self, parts: Sequence[tuple[list[Any], Array | None]]) -> Cross:
+        masks = [mask[0] for _, mask in parts if mask is not None]
+        longest = max(map(len, masks))
+        content = [
+            np.concatenate([
+                _padded(array_of(part[place], tensor.dtype), longest, axis=2) for part, _ in parts
+            ])
+            for place, tensor in enumerate(self._roles.cross)
+        ]  # fmt: skip
+        mask = np.stack([_padded(each, longest, axis=0) for each in masks])
         return Cross(self._roles.cross, content, mask, self._roles.encoder_mask)
 
     def _projecting(self, first_step: Session, states: Any, mask: Array | None, rows: int) -> Binding:
@@ -144,6 +175,17 @@ class Encoder:
         for target, array in zip(stacked, present, strict=True):
             target[: len(array)] = array
         return stacked
+
+
+def _length(row: Inputs) -> int:
+    return max(len(array) for array in row.values())
+
+
+def _padded(array: Array, length: int, *, axis: int) -> Array:
+    """Return `array` with zeros behind what it has along `axis`."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, length - array.shape[axis])
+    return np.pad(array, widths)
 
 
 def _default_mask(row: Inputs) -> Array | None:

@@ -153,7 +153,8 @@ class Engine:
             encoder: the encoder's unbatched inputs.
 
         Raises:
-            InputError: fewer than two ids, more than the context, or wrong encoder inputs.
+            InputError: fewer than two ids, more than the context, one that the model does not know, or wrong
+                encoder inputs.
             ResourceError: the keys and values do not fit into memory.
         """
         if len(ids) < 2:
@@ -161,6 +162,10 @@ class Engine:
         if self.limit is not None and len(ids) > self.limit:
             raise InputError(
                 f"the text has {len(ids)} tokens, the model's context {self.limit}: score shorter pieces"
+            )
+        if ids.max() >= self.vocabulary:
+            raise InputError(
+                f"the token {ids.max()} is none of the model's {self.vocabulary}: its tokenizer knows more"
             )
         self._budget.check_tokens(len(ids))
         cross = self.encoder.run([encoder or {}]) if self.encoder else None

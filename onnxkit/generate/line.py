@@ -110,5 +110,5 @@ def line_processors(request: Request, *, vocabulary: int, budget: int) -> Proces
         vocabulary=vocabulary,
         prompt_length=len(request.prompt),
         max_new_tokens=budget,
-        encoder_ids=request.encoder.get("input_ids"),
+        read=request.encoder.get("input_ids") if request.encoder else request.prompt,
     )

@@ -57,19 +57,20 @@ def processors(
     vocabulary: int,
     prompt_length: int,
     max_new_tokens: int,
-    encoder_ids: Tokens | None = None,
+    read: Tokens | None = None,
 ) -> Processors:
     """Return the steps for one sequence.
 
     `max_new_tokens` is the length that holds after all bounds: it says when `forced_eos_token_ids` are due.
-    `encoder_ids` are the encoder's input ids, int64 [m] without padding; None where it takes something else.
+    `read` are the encoder's input ids, int64 [m] without padding, or without an encoder the prompt's; None
+    where the encoder takes something else.
     """
-    steps = _in_order(options, vocabulary, prompt_length, max_new_tokens, encoder_ids)
+    steps = _in_order(options, vocabulary, prompt_length, max_new_tokens, read)
     return Processors(step for step in steps if step is not None)
 
 
 def _in_order(
-    options: GenerationOptions, vocabulary: int, prompt: int, most: int, encoder_ids: Tokens | None
+    options: GenerationOptions, vocabulary: int, prompt: int, most: int, read: Tokens | None
 ) -> Iterator[Step | None]:
     # The order of GenerationMixin._get_logits_processor.
     eos = _within(options.eos_token_ids, vocabulary)
@@ -79,7 +80,7 @@ def _in_order(
     ]
     decay = options.exponential_decay_length_penalty
     first = prompt if prompt > 1 or options.forced_bos_token_id is None else prompt + 1
-    source = None if encoder_ids is None else encoder_ids[encoder_ids < vocabulary]
+    source = None if read is None else read[read < vocabulary]
 
     yield _bias(options.sequence_bias, vocabulary) if options.sequence_bias else None
     if source is not None and options.encoder_repetition_penalty != 1.0:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from onnxkit.artifact.configuration import TEXT_PARTS
 from onnxkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 GENERATION_CONFIG = "generation_config.json"
 
-_TEXT_PARTS = ("decoder", "generator", "text_config")  # the first that is there, in transformers' order
 _OWN_NAMES = {"eos_token_id": "eos_token_ids", "forced_eos_token_id": "forced_eos_token_ids"}
 
 
@@ -38,7 +38,7 @@ def stored_values(path: Path, config: Mapping[str, Any]) -> tuple[Mapping[str, A
         values: Mapping[str, Any] = read_json(file, trust_remote_code=True)
         return _without_nulls(values), str(file)
     values = _without_nulls(config)
-    part: Any = next((config[name] for name in _TEXT_PARTS if config.get(name)), {})
+    part: Any = next((config[name] for name in TEXT_PARTS if config.get(name)), {})
     inner = _without_nulls(part) if isinstance(part, Mapping) else {}
     if values.get("force_bos_token_to_be_generated") and "bos_token_id" in values:
         values = {**values, "forced_bos_token_id": values["bos_token_id"]}

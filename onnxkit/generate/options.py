@@ -38,11 +38,11 @@ class GenerationOptions:
         epsilon_cutoff: keep tokens of at least this probability; 0.0 keeps all.
         eta_cutoff: the same, with a bound that falls with the entropy; 0.0 keeps all.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen so far.
-        encoder_repetition_penalty: the opposite for the tokens of the encoder's input.
+        encoder_repetition_penalty: the opposite for the tokens of the encoder's input (else the prompt).
         presence_penalty: subtracted from the logit of each token that was generated.
         frequency_penalty: subtracted once for each time that a token was generated.
         no_repeat_ngram_size: no n-gram of this size occurs twice, the prompt included; 0 is off.
-        encoder_no_repeat_ngram_size: no n-gram of the encoder's input is repeated; 0 is off.
+        encoder_no_repeat_ngram_size: no n-gram of the encoder's input (else the prompt) occurs; 0 is off.
         bad_words_ids: token sequences that must not occur.
         sequence_bias: pairs of a token sequence and what is added to the logit of its last token.
         suppress_tokens: tokens that never occur.

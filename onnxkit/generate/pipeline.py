@@ -15,6 +15,7 @@ from onnxkit.generate.engine import Engine
 from onnxkit.generate.option_files import fields_of
 from onnxkit.generate.options import GenerationOptions, defaults, merged
 from onnxkit.generate.request import Completion, GenerationStats, Request
+from onnxkit.inputs import blamed
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions
 from onnxkit.tasks import Encoded, Record
@@ -100,8 +101,9 @@ class Generator:
         task.stops = StopStrings((*task.stops.texts, *self.options.stop_strings))
         if draft is not None:
             _check_same_tokens(model, task, draft)
+        rows = min(batch_size, task.fixed_batch or batch_size)
         self.engine = Engine.open(
-            model, runtime, batch_size=batch_size, speculate=speculate, draft=draft, progress=self._progress
+            model, runtime, batch_size=rows, speculate=speculate, draft=draft, progress=self._progress
         )
         self._constraint = self._constraint_of(constraint) if constraint else None
 
@@ -115,7 +117,8 @@ class Generator:
             on_text: is given the text as it comes; for a single sample of one sequence.
 
         Raises:
-            InputError: a sample that cannot be used, after the answers of those before it.
+            InputError: a sample that cannot be used, after the answers of those before it; or one on which
+                the model fails.
         """
         yield from _Run(self, samples, on_text).answers()
 
@@ -123,14 +126,17 @@ class Generator:
         """Yield, for each sample, the log-probability and perplexity of its text, nothing generated.
 
         Raises:
-            InputError: a sample without a text (with an encoder: without a `target`).
+            InputError: a sample without a text (with an encoder: without a `target`), or one on which the
+                model fails.
         """
         truncation = Truncation()
         for sample in located(self.task, samples):
             row = self.task.score_row(sample)
             truncation.count([[row]])
             encoder = row.features or None
-            yield score_record(self.engine.score(row.extra.ids, encoder=encoder))
+            with blamed(row.where):
+                scores = self.engine.score(row.extra.ids, encoder=encoder)
+            yield score_record(scores)
         truncation.warn(self._progress, self.task)
 
     def request(self, row: Encoded, *, stop: Callable[[], Any] | None = None) -> Request:
@@ -187,9 +193,7 @@ class _Run:
         exhausted = False
         while not exhausted or self._following:
             self._running.clear()
-            for position, completion in self._generator.engine.generate(
-                self._requests(), on_token=self._say if self._on_text else None
-            ):
+            for position, completion in self._completions():
                 self._flush(position)
                 self._finish(*self._running.pop(position), completion)
                 while following in self._done:
@@ -200,25 +204,36 @@ class _Run:
         if self._failure is not None:
             raise self._failure
 
+    def _completions(self) -> Iterator[tuple[int, Completion]]:
+        engine, on_token = self._generator.engine, self._say if self._on_text else None
+        try:
+            yield from engine.generate(self._requests(), on_token=on_token)
+        except InputError:
+            for _, _, row in self._running.values():
+                with blamed(row.where):
+                    request = self._generator.request(row)
+                    options = dataclasses.replace(request.options, max_new_tokens=1)
+                    list(engine.generate([dataclasses.replace(request, options=options)]))
+            raise  # none of them fails alone
+
     def _requests(self) -> Iterator[Request]:
         """Yield what the engine takes next: rows that follow others first, then those of new samples."""
         for position in itertools.count():
-            item = self._next()
-            if item is None:
+            try:
+                item = self._next()
+                if item is None:
+                    return
+                request = self._generator.request(item[2])
+            except InputError as error:
+                self._failure = error  # raised once what came before is answered
                 return
             self._running[position] = item
-            yield self._generator.request(item[2])
+            yield request
 
     def _next(self) -> _Item | None:
         if self._following:
             return self._following.popleft()
-        if self._failure is not None:
-            return None
-        try:
-            return next(self._fresh, None)
-        except InputError as error:
-            self._failure = error  # raised once what came before is answered
-            return None
+        return next(self._fresh, None) if self._failure is None else None
 
     def _rows(self, samples: Iterable[Any]) -> Iterator[_Item]:
         for index, sample in enumerate(located(self._task, samples)):

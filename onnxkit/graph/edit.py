@@ -30,11 +30,14 @@ def small_array(value: ir.Value | None) -> np.ndarray | None:
     return array
 
 
-def is_stored(value: ir.Value | None, rank: int) -> TypeGuard[ir.Value]:
-    """Whether a value is a tensor of that rank in the file, which nobody can feed in its place."""
+def is_stored(
+    value: ir.Value | None, rank: int | None = None, dtype: ir.DataType | None = None
+) -> TypeGuard[ir.Value]:
+    """Whether a value is a tensor (of that rank and type) in the file, which nobody can feed in its place."""
     if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
         return False
-    return len(value.const_value.shape) == rank
+    tensor = value.const_value
+    return rank in (None, len(tensor.shape)) and dtype in (None, tensor.dtype)
 
 
 class Editor:

@@ -10,7 +10,6 @@ import onnx
 import onnx_ir as ir
 
 from onnxkit.errors import ResourceError, UsageError
-from onnxkit.graph.kv_cache import CACHE
 from onnxkit.graph.regions import ATTRS, OP, REGION
 from onnxkit.graph.shared_data import SharedData
 from onnxkit.runtime import opset_ceiling
@@ -22,6 +21,8 @@ EMBEDDED_BYTES = 100_000_000
 _SMALL_BYTES = 1024
 
 _KEPT = frozenset({REGION, OP, ATTRS})
+_EXPORTERS = ("pkg.torch.", "pkg.onnxscript.")
+"""How keys begin under which PyTorch's exporter keeps its sources and paths."""
 
 
 def load_model(path: Path) -> ir.Model:
@@ -38,7 +39,10 @@ def load_model(path: Path) -> ir.Model:
 def save_model(
     model: ir.Model, path: Path, *, shared: SharedData | None = None, linked: bool = False
 ) -> None:
-    """Write a model without value_info, documentation or any metadata but the regions' and the cache's.
+    """Write a model without value_info, documentation or the metadata of its nodes but the regions'.
+
+    The model's own key/value pairs stay, as programs read labels, alphabets and sizes from them; an
+    exporter's notes to itself do not.
 
     Shapes stand at graph inputs and outputs only: where ONNX Runtime finds them inside, it fuses
     SkipLayerNormalization, which is slower on the CPU than the two nodes that it replaces.
@@ -135,7 +139,7 @@ def _strip(proto: onnx.ModelProto) -> None:
     for tensor in proto.graph.initializer:
         tensor.doc_string = ""
         del tensor.metadata_props[:]
-    kept = [entry for entry in proto.metadata_props if entry.key == CACHE]
+    kept = [entry for entry in proto.metadata_props if not entry.key.startswith(_EXPORTERS)]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
 

@@ -26,13 +26,18 @@ LONGEST = 2048
 _UNKNOWN_LONGEST = 128
 _PAST = 8
 _IMAGE_SIDE = 224
+# Of an image that is known by its channels only: graphs pool by 32 or 64, and some take no height above 64.
+_UNKNOWN_SIDE = 64
+_WAVE = 256
 _FRAMES = 400
-# A wav2vec-type front end needs 400 samples for its first frame and 320 for each further one.
-_WAVE_FIRST, _WAVE_STEP = 400, 320
+# A wav2vec-type front end needs 400 samples for its first frame and 320 for each further one; Moonshine's 895
+# and 384.
+_WAVE_FIRST, _WAVE_STEP = 960, 384
 _SEQUENCE_WORDS = ("sequence", "seq", "length", "tokens", "query", "len")
 _MASK_NAMES = frozenset({"attention_mask", "decoder_attention_mask", "encoder_attention_mask", "input_mask"})
 _ID_NAMES = frozenset({"input_ids", "decoder_input_ids", "ids", "tokens"})
 _IMAGES = frozenset({"pixel_values", "images", "image", "pixel_mask"})
+_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +57,28 @@ class Shape:
     image: tuple[int, int] | None = None
 
 
+_TEN_SECONDS = {"input_values": (160_000 - _WAVE_FIRST) // _WAVE_STEP, "input_features": 1_000}
+"""Positions of audio inputs of any length."""
+
+
+def ten_seconds(specs: Iterable[TensorSpec]) -> int | None:
+    """Return the sequence of a `Shape` that makes (about) 10 s of sound; None where no input is audio."""
+    return next((_TEN_SECONDS[spec.name] for spec in specs if spec.name in _TEN_SECONDS), None)
+
+
 def takes_sequence(specs: Iterable[TensorSpec]) -> bool:
     """Tell whether the model reads token sequences, so that a sequence length applies to it."""
     return any(spec.name in _MASK_NAMES | _ID_NAMES for spec in specs)
+
+
+def batch_axis(spec: TensorSpec, specs: Iterable[TensorSpec]) -> int:
+    """Tell which axis holds the samples: the first, but the second in a recurrent state [layers, batch, width]."""
+    if len(spec.shape) < 2 or not isinstance(spec.shape[0], int):
+        return 0
+    named = isinstance(spec.shape[1], str) and "batch" in spec.shape[1].lower()
+    free = any(each.shape and not isinstance(each.shape[0], int) for each in specs)
+    layered = len(spec.shape) == 3 and spec.shape[0] != 1 and spec.dtype.startswith(("float", "bfloat"))
+    return int(named or (free and layered))
 
 
 def random_cases(
@@ -108,7 +132,7 @@ def make_feeds(
         InputError: the model fixes a dimension to another size than the one asked for, or takes
             something that is no tensor.
     """
-    sizes = {spec.name: _sizes(spec, known, shape) for spec in specs}
+    sizes = {spec.name: _sizes(spec, known, shape, batch_axis(spec, specs)) for spec in specs}
     lengths = _lengths(shape, rng)
     grid = np.arange(shape.sequence)
     tokens = grid >= shape.sequence - lengths[:, None] if shape.padding == "left" else grid < lengths[:, None]
@@ -135,10 +159,10 @@ def longest_sequence(known: Geometry, limit: int = LONGEST) -> int:
     return max(1, min(bound, math.isqrt(room)))
 
 
-def check_shape(specs: Iterable[TensorSpec], known: Geometry, shape: Shape) -> None:
+def check_shape(specs: Sequence[TensorSpec], known: Geometry, shape: Shape) -> None:
     """Raise InputError where the graph, or the table of positions, does not take `shape`."""
     for spec in specs:
-        _sizes(spec, known, shape)
+        _sizes(spec, known, shape, batch_axis(spec, specs))
         if spec.name in _ID_NAMES and known.positions is not None and shape.sequence > known.positions:
             raise InputError(
                 f"the model has {known.positions} positions: {shape.sequence} tokens cannot be fed"
@@ -175,23 +199,36 @@ def _token_shapes(specs: Sequence[TensorSpec], known: Geometry, longest: int) ->
 
 def _other_shapes(specs: Sequence[TensorSpec], known: Geometry) -> list[tuple[str, Shape]]:
     shapes = [(f"batch {batch}", Shape(batch=batch)) for batch in (1, 4, 3)] + [("blank", Shape(batch=2))]
-    free = any(
-        spec.name in _IMAGES
-        and len(spec.shape) >= 3
-        and not any(isinstance(side, int) for side in spec.shape[-2:])
-        for spec in specs
-    )
-    if free:
-        height, width = known.image_size or (_IMAGE_SIDE, _IMAGE_SIDE)
-        shapes.append((f"image {2 * height} x {width}", Shape(batch=1, image=(2 * height, width))))
+    for spec in specs:
+        axes = _image_axes(spec)
+        if axes and not any(isinstance(spec.shape[axis], int) for axis in axes):
+            height, width = _image_size(spec, known)
+            shape = Shape(batch=1, image=(2 * height, width))
+            return [*shapes, (f"image {2 * height} x {width}", shape)]
     return shapes
+
+
+def _image_axes(spec: TensorSpec) -> tuple[int, int] | None:
+    """The axes of height and width, in an input that is an image by its name or by its channels."""
+    rank = len(spec.shape)
+    if spec.name in _IMAGES and rank >= 3:
+        return (-3, -2) if rank == 4 and spec.shape[3] in _CHANNELS else (-2, -1)
+    if rank != 4 or not spec.dtype.startswith(("float", "uint8")):
+        return None
+    return (-2, -1) if spec.shape[1] in _CHANNELS else (-3, -2) if spec.shape[3] in _CHANNELS else None
+
+
+def _image_size(spec: TensorSpec, known: Geometry) -> tuple[int, int]:
+    side = _IMAGE_SIDE if spec.name in _IMAGES else _UNKNOWN_SIDE
+    return known.image_size or (side, side)
 
 
 def fixed_shape(specs: Sequence[TensorSpec], *, batch: int = 1, sequence: int = 16) -> Shape:
     """Return a shape with the batch and sequence sizes that the graph fixes, else the given ones."""
     for spec in specs:
-        if spec.shape and isinstance(spec.shape[0], int):
-            batch = spec.shape[0]
+        samples = spec.shape[batch_axis(spec, specs)] if spec.shape else None
+        if isinstance(samples, int):
+            batch = samples
         if spec.name in _MASK_NAMES | _ID_NAMES and len(spec.shape) > 1 and isinstance(spec.shape[1], int):
             sequence = spec.shape[1]
     return Shape(batch=batch, sequence=sequence)
@@ -205,28 +242,32 @@ def _lengths(shape: Shape, rng: np.random.Generator) -> Array:
     return lengths
 
 
-def _sizes(spec: TensorSpec, known: Geometry, shape: Shape) -> tuple[int, ...]:
+def _sizes(spec: TensorSpec, known: Geometry, shape: Shape, samples: int) -> tuple[int, ...]:
     """Choose every dimension: the graph's where it is fixed, the asked-for one elsewhere."""
     if "(" in spec.dtype or spec.dtype == "str":
         raise InputError(f"input {spec.name!r} is a {spec.dtype}: onnxkit cannot make one")
-    wanted = _wanted(spec, known, shape)
-    for axis, label in ((0, "batch"), (1, "sequence")):
+    wanted = _wanted(spec, known, shape, samples)
+    checked = [(samples, "batch", shape.batch)]
+    checked += [(1, "sequence", shape.sequence)] if spec.name in _MASK_NAMES | _ID_NAMES else []
+    for axis, label, asked in checked:
         have = spec.shape[axis] if axis < len(spec.shape) else None
-        asked = shape.batch if axis == 0 else shape.sequence
-        applies = axis == 0 or spec.name in _MASK_NAMES | _ID_NAMES
-        if applies and isinstance(have, int) and have != asked and len(spec.shape) > 1:
+        if isinstance(have, int) and have != asked and len(spec.shape) > 1:
             raise InputError(f"input {spec.name!r} has its {label} fixed to {have}: {asked} cannot be fed")
     return tuple(
         have if isinstance(have, int) else want for have, want in zip(spec.shape, wanted, strict=True)
     )
 
 
-def _wanted(spec: TensorSpec, known: Geometry, shape: Shape) -> list[int]:
+def _wanted(spec: TensorSpec, known: Geometry, shape: Shape, samples: int) -> list[int]:
     rank = len(spec.shape)
-    if spec.name in _IMAGES and rank >= 3:
-        sides = shape.image or known.image_size or (_IMAGE_SIDE, _IMAGE_SIDE)
-        return [shape.batch, *[known.channels] * (rank - 3), *sides]
+    if axes := _image_axes(spec):
+        wanted = [shape.batch, *[known.channels] * (rank - 1)]
+        for axis, side in zip(axes, shape.image or _image_size(spec, known), strict=True):
+            wanted[axis] = side
+        return wanted
     if spec.name == "input_features" and rank == 3:
+        if isinstance(spec.shape[2], int) and not isinstance(spec.shape[1], int):  # frames, then features
+            return [shape.batch, shape.sequence, spec.shape[2]]
         return [shape.batch, known.mel_bins or 80, known.frames or _FRAMES]
     if spec.name == "input_values":
         wave = _WAVE_FIRST + _WAVE_STEP * shape.sequence
@@ -235,19 +276,22 @@ def _wanted(spec: TensorSpec, known: Geometry, shape: Shape) -> list[int]:
             if rank == 2
             else [shape.batch, known.frames or _FRAMES, known.mel_bins or 128]
         )
-    return [_free(axis, size, shape) for axis, size in enumerate(spec.shape)]
+    wave = rank == 2 and spec.dtype.startswith("float") and "mask" not in spec.name
+    return [_free(axis, size, shape, samples, wave=wave) for axis, size in enumerate(spec.shape)]
 
 
-def _free(axis: int, dim: int | str | None, shape: Shape) -> int:
-    """Guess a free dimension by its name, else by its place: batch first, then sequence."""
+def _free(axis: int, dim: int | str | None, shape: Shape, samples: int, *, wave: bool) -> int:
+    """Guess a free dimension by its name, else by its place: the batch's, else sequence.
+
+    Floats of free number in a row without a second axis are a waveform rather than features of tokens.
+    """
     name = dim.lower() if isinstance(dim, str) else ""
     if "past" in name:
         return shape.sequence + _PAST if "+" in name or "total" in name else _PAST
     if "batch" in name:
         return shape.batch
-    if any(word in name for word in _SEQUENCE_WORDS):
-        return shape.sequence
-    return shape.batch if axis == 0 else shape.sequence
+    sequence = axis != samples or any(word in name for word in _SEQUENCE_WORDS)
+    return shape.batch if not sequence else _WAVE if wave and axis == 1 else shape.sequence
 
 
 def _fill(

@@ -64,7 +64,7 @@ class DoctorReport(Report):
         onnxruntime_wheels: installed ONNX Runtime distributions and versions (two are a problem).
         opset, ir: the newest that the installed ONNX Runtime takes; None where it does not import.
         telemetry: "off" with the reason; onnxkit switches it off before it imports ONNX Runtime.
-        saturates: whether u8 x s8 products saturate on this CPU, so that int8 wants 7-bit weights.
+        saturates: whether u8 x s8 products can saturate on this CPU: int8 scales must then allow for it.
         load_average: runnable tasks over the last minute.
         advice: what to mend, each with the command that does it.
     """

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from onnxkit.inputs import Sample
 from onnxkit.inputs.sample import Located
+from onnxkit.tasks.labels import expected
 
 if TYPE_CHECKING:
     from onnxkit.predictor import Predictor
     from onnxkit.tasks import Metric, Task
 
 # A metric looks at labels and texts; media are dropped once predicted, so that memory stays flat.
-_TRUTH = ("label", "labels", "target", "score", "answers", "answer", "entities")
 _MEDIA = frozenset({"image", "audio"})
 
 # What divides samples into slices, and from how many on a slice's metric is more than noise.
@@ -89,7 +89,7 @@ def _predicted(predictor: Predictor, samples: Iterable[Sample]) -> tuple[list[An
 
 def is_labelled(sample: Sample) -> bool:
     """Whether a sample says what is right, in one of the columns that metrics look at."""
-    return any(sample.get(column) is not None for column in _TRUTH)
+    return expected(sample) is not None
 
 
 def _without_media(sample: Sample) -> Sample:

@@ -6,7 +6,6 @@ It is `measure.worker` with other shapes: `Workload` instead of `Shape`.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,12 +19,12 @@ from onnxkit import machine
 from onnxkit.artifact import ModelDir
 from onnxkit.generate import Engine
 from onnxkit.generate.decoder import Batch
-from onnxkit.measure.cases import Shape, make_feeds
+from onnxkit.measure.cases import Shape, make_feeds, ten_seconds
 from onnxkit.measure.generation_profile import STEPS, Workload
 from onnxkit.measure.geometry import random_ids
 from onnxkit.measure.latency import DEFAULT_SECONDS, MOST_RUNS
 from onnxkit.measure.memory_speed import read_bandwidth
-from onnxkit.measure.operators import operator_table, read_trace
+from onnxkit.measure.operators import keep_trace, operator_table, read_trace
 from onnxkit.measure.settings import session_facts
 from onnxkit.measure.worker import Reply, Worker, answer, geometry_from_plain
 from onnxkit.report import to_plain
@@ -96,8 +95,7 @@ class GenerationWorker(Worker):
             for _ in range(1 + _OPERATOR_RUNS):
                 self.one_step()
             file = engine.decoder.session.end_profiling()
-            if trace is not None:
-                shutil.copyfile(file, trace)
+            keep_trace(file, trace)
             table = operator_table(read_trace(file), first=-_OPERATOR_RUNS)
         return {"tables": to_plain([table if each == last else () for each in workloads])}
 
@@ -171,8 +169,9 @@ class GenerationWorker(Worker):
         self, engine: Engine, batch: int, tokens: int, rng: np.random.Generator
     ) -> list[dict[str, np.ndarray[Any, Any]]]:
         assert engine.encoder is not None
-        shape = Shape(batch=batch, sequence=tokens)
-        feeds = make_feeds(engine.encoder.session.inputs, self.known, shape, rng)
+        specs = engine.encoder.session.inputs
+        shape = Shape(batch=batch, sequence=ten_seconds(specs) or tokens)
+        feeds = make_feeds(specs, self.known, shape, rng)
         return [{name: array[row] for name, array in feeds.items()} for row in range(batch)]
 
     def _opened_engine(self) -> Engine:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from onnxkit.artifact.configuration import attention_heads, positive
+
 _SPECIAL_IDS = (
     "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
     "decoder_start_token_id", "unk_token_id",
 )  # fmt: skip
-_NESTED = ("text_config", "vision_config", "audio_config", "encoder", "decoder", "backbone_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,30 +51,22 @@ def geometry(config: Mapping[str, Any]) -> Geometry:
     # Here, as it loads `tokenizers`, which a process that only times a model does without.
     from onnxkit.tasks.tokenizer import position_limit
 
-    def number(*names: str) -> int | None:
-        for name in names:
-            for part in (config, *(config.get(key) for key in _NESTED)):
-                value = part.get(name) if isinstance(part, Mapping) else None
-                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                    return value
-        return None
-
     pad = config.get("pad_token_id")
-    frames = number("max_source_positions")
-    slopes = number("max_seq_len")  # MPT's table of ALiBi
+    frames = positive(config, "max_source_positions")
+    slopes = positive(config, "max_seq_len")  # MPT's table of ALiBi
     return Geometry(
         configured="model_type" in config,
-        vocab_size=number("vocab_size"),
+        vocab_size=positive(config, "vocab_size"),
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         special_ids=_special_ids(config),
-        positions=position_limit(config) or number("max_target_positions") or slopes,
-        decoder_positions=number("max_target_positions") or position_limit(config) or slopes,
-        segments=number("type_vocab_size") or (1 if "model_type" in config else 2),
-        heads=number("num_attention_heads", "n_head", "n_heads", "num_heads") or 16,
+        positions=position_limit(config) or positive(config, "max_target_positions") or slopes,
+        decoder_positions=positive(config, "max_target_positions") or position_limit(config) or slopes,
+        segments=positive(config, "type_vocab_size") or (1 if "model_type" in config else 2),
+        heads=attention_heads(config) or 16,
         image_size=_image_size(config),
-        channels=number("num_channels", "in_chans") or 3,
-        mel_bins=number("num_mel_bins", "feature_size"),
-        frames=number("max_length") if config.get("model_type") == "audio-spectrogram-transformer"
+        channels=positive(config, "num_channels", "in_chans") or 3,
+        mel_bins=positive(config, "num_mel_bins", "feature_size"),
+        frames=positive(config, "max_length") if config.get("model_type") == "audio-spectrogram-transformer"
         else 2 * frames if frames else None,
     )  # fmt: skip
 

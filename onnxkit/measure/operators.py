@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,20 @@ def read_trace(trace: Path) -> list[dict[str, Any]]:
     if not isinstance(events, list):
         raise InputError(f"{trace}: no trace of ONNX Runtime: not a list of events")
     return [event for event in events if isinstance(event, dict)]
+
+
+def keep_trace(trace: Path, out: str | None) -> None:
+    """Copy a trace to where the user wants it, if anywhere.
+
+    Raises:
+        UsageError, ResourceError: as `artifact.publish_file`.
+    """
+    if out is None:
+        return
+    from onnxkit.artifact import publish_file
+
+    with publish_file(Path(out), overwrite=True) as staging:
+        shutil.copyfile(trace, staging)
 
 
 def operator_table(

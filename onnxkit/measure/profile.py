@@ -13,7 +13,14 @@ from typing import Any
 from onnxkit import machine
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import UsageError
-from onnxkit.measure.cases import Shape, check_shape, fixed_shape, specs_of, takes_sequence
+from onnxkit.measure.cases import (
+    Shape,
+    batch_axis,
+    check_shape,
+    fixed_shape,
+    specs_of,
+    takes_sequence,
+)
 from onnxkit.measure.children import Child
 from onnxkit.measure.generation_profile import WORKER as GENERATING
 from onnxkit.measure.generation_profile import (
@@ -48,6 +55,7 @@ from onnxkit.progress import Progress
 from onnxkit.report import to_plain
 from onnxkit.runtime import TensorSpec, provider_name
 from onnxkit.runtime.providers import CPU
+from onnxkit.safety import read_npz
 
 _DEFAULT_SEQUENCE = 128
 _ROUNDS = 5
@@ -149,6 +157,8 @@ def _settings(models: Sequence[tuple[str, ModelDir]], options: ProfileOptions) -
         known, generating = geometry(model.config), generates(model)
         if found and generating != found[0].generating:
             raise UsageError(f"{found[0].path} and {path}: only one of them generates: profile them apart")
+        if generating and options.inputs is not None:
+            raise UsageError(f"{path}: --inputs does not apply: the model generates")
         specs = () if generating else specs_of(model)
         shapes = workloads(model, options) if generating else _shapes(model, specs, known, options)
         for ep, threads in itertools.product(options.eps, options.threads or (None,)):
@@ -183,6 +193,8 @@ def _shapes(
         raise UsageError(f"{model.path}: --sequence does not apply: the model reads no tokens ({model.task})")
     if options.padding != "none" and not applies:
         raise UsageError(f"{model.path}: --padding does not apply: the model reads no tokens ({model.task})")
+    if options.inputs is not None:
+        return (_given_shape(specs, options.inputs),)
     fixed = fixed_shape(specs, sequence=min(_DEFAULT_SEQUENCE, known.positions or _DEFAULT_SEQUENCE))
     shapes = [
         Shape(batch=batch, sequence=sequence, padding=options.padding)
@@ -194,6 +206,18 @@ def _shapes(
             raise UsageError(f"batch {shape.batch}, sequence {shape.sequence}: at least 1")
         check_shape(specs, known, shape)
     return tuple(sorted(shapes, key=lambda shape: (shape.batch * shape.sequence, shape.batch)))
+
+
+def _given_shape(specs: Sequence[TensorSpec], inputs: Path) -> Shape:
+    """The batch, and of a model that reads tokens the sequence, that an .npz file holds."""
+    arrays = read_npz(inputs)
+    batch, sequence = 1, 1
+    for spec in specs:
+        array = arrays.get(spec.name)
+        if array is not None and array.ndim > 1:
+            batch = max(batch, array.shape[batch_axis(spec, specs)])
+            sequence = array.shape[1] if takes_sequence([spec]) else sequence
+    return Shape(batch=batch, sequence=sequence)
 
 
 def _fit_together(settings: Sequence[_Setting]) -> bool:
@@ -223,6 +247,8 @@ def _measure_group(settings: Sequence[_Setting], options: ProfileOptions, progre
 
 
 def _open(child: Child, setting: _Setting, options: ProfileOptions) -> _Found:
+    if options.inputs is not None:
+        child.ask("read", inputs=str(options.inputs))
     reply = child.ask(
         "open",
         model=str(setting.model.path if setting.generating else setting.model.model_file),

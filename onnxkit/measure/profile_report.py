@@ -22,6 +22,7 @@ class ProfileOptions:
     Attributes:
         eps: execution providers; ep_options: options of the providers that are not the CPU.
         batch: batch sizes; None takes 1, or the graph's fixed one.
+        inputs: an .npz file with an array for each input: measured on it, instead of on shapes.
         sequence: tokens a sample, padding included; None takes 128, or the graph's fixed one.
         prefill, depth: of models that generate: lengths of prompts, and tokens that the cache holds before a
             step; None takes usual ones that fit the context.
@@ -36,6 +37,7 @@ class ProfileOptions:
     eps: tuple[str, ...] = ("cpu",)
     ep_options: Mapping[str, str] = field(default_factory=dict)
     batch: tuple[int, ...] | None = None
+    inputs: Path | None = None
     sequence: tuple[int, ...] | None = None
     prefill: tuple[int, ...] | None = None
     depth: tuple[int, ...] | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -22,14 +21,16 @@ from typing import Any
 import numpy as np
 
 from onnxkit import machine
-from onnxkit.errors import OnnxkitError
+from onnxkit.errors import InputError, OnnxkitError
 from onnxkit.measure.cases import Shape, make_feeds
 from onnxkit.measure.geometry import Geometry
 from onnxkit.measure.latency import sample
-from onnxkit.measure.operators import operator_table, read_trace
+from onnxkit.measure.made_up import REMEDY
+from onnxkit.measure.operators import keep_trace, operator_table, read_trace
 from onnxkit.measure.settings import session_facts
 from onnxkit.report import to_plain
 from onnxkit.runtime import RuntimeOptions, Session, open_session
+from onnxkit.safety import read_npz
 
 Reply = dict[str, Any]
 _OPERATOR_RUNS = 5
@@ -42,6 +43,7 @@ class Worker:
         self.path = Path()
         self.options = RuntimeOptions()
         self.known = Geometry()
+        self.inputs: Path | None = None
         self.session: Session | None = None
         self.call: Callable[[], object] = lambda: None
 
@@ -53,12 +55,22 @@ class Worker:
         self.session = open_session(self.path, self.options)
         return {"session": to_plain(session_facts(self.session)), "start_memory_bytes": before}
 
+    def read(self, *, inputs: str) -> Reply:
+        """Run on the arrays of an .npz file from now on, whatever the shapes are."""
+        self.inputs = Path(inputs)
+        return {}
+
     def shape(self, *, shape: Mapping[str, Any], seed: int, warmup: int) -> Reply:
         """Make feeds of a shape, run them once apart, then warm up."""
         session = self._opened()
-        feeds = make_feeds(session.inputs, self.known, _shape(shape), np.random.default_rng(seed))
+        feeds = self._feeds(session, shape, seed)
         self.call = partial(session.run, feeds)
-        first = sample(self.call, runs=1)[0]
+        try:
+            first = sample(self.call, runs=1)[0]
+        except InputError as error:
+            if self.inputs is not None:
+                raise
+            raise InputError(f"{str(error).rstrip('.')}; {REMEDY} --inputs FILE.npz") from error
         for _ in range(warmup):
             self.call()
         mask = feeds.get("attention_mask")
@@ -81,16 +93,22 @@ class Worker:
             options = replace(self.options, profile_prefix=Path(folder) / "trace")
             session = open_session(self.path, options)
             for shape in shapes:
-                feeds = make_feeds(session.inputs, self.known, _shape(shape), np.random.default_rng(seed))
+                feeds = self._feeds(session, shape, seed)
                 for _ in range(1 + _OPERATOR_RUNS):
                     session.run(feeds)
             file = session.end_profiling()
-            if trace is not None:
-                shutil.copyfile(file, trace)
+            keep_trace(file, trace)
             events = read_trace(file)
         step = 1 + _OPERATOR_RUNS
         tables = [operator_table(events, first=i * step + 1, last=(i + 1) * step) for i in range(len(shapes))]
         return {"tables": to_plain(tables)}
+
+    def _feeds(
+        self, session: Session, shape: Mapping[str, Any], seed: int
+    ) -> Mapping[str, np.ndarray[Any, Any]]:
+        if self.inputs is not None:
+            return read_npz(self.inputs)
+        return make_feeds(session.inputs, self.known, _shape(shape), np.random.default_rng(seed))
 
     def _opened(self) -> Session:
         if self.session is None:

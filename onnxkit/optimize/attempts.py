@@ -12,6 +12,7 @@ from onnxkit.errors import InputError
 from onnxkit.graph import half_precision
 from onnxkit.graph.files import load_model, save_model
 from onnxkit.graph.shared_data import SharedData
+from onnxkit.measure.made_up import Expected
 from onnxkit.optimize import gate
 from onnxkit.optimize.dialects import Dialect
 from onnxkit.optimize.levels import Level
@@ -49,7 +50,7 @@ class Graph:
     ep: str
     threads: int | None
     tolerance: str
-    expected: Sequence[gate.Expected]
+    expected: Sequence[Expected]
     upcast: bool
     shared: SharedData | None
     mark: int

@@ -36,11 +36,14 @@ class Dialect:
         """The dialect of a float32 graph that is converted next."""
         return dataclasses.replace(self, lowerings=(*self.float16, *self.lowerings))
 
-    def names(self) -> tuple[str, ...]:
-        """Return every name that can be disabled, in the order of the tables."""
-        patterns = (*self.foreign, *self.neighbours, *self.approximations)
-        names = [*(row.name for row in self.lowerings), *(row.name for row in patterns)]
-        return tuple(dict.fromkeys(names))
+    def summaries(self) -> dict[str, str]:
+        """Return what can be disabled, in the order of the tables: what each name stands for."""
+        rows: list[Lowering | Fusion] = [*self.lowerings, *self.foreign]
+        rows += [*self.neighbours, *self.approximations]
+        found: dict[str, str] = {}
+        for row in rows:
+            found.setdefault(row.name, row.summary)
+        return found
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -67,7 +70,7 @@ def dialect_of(ep: str) -> Dialect:
 
 def check_fusions(names: Iterable[str], dialect: Dialect) -> None:
     """Raise UsageError, with the nearest names, for a fusion that the dialect does not have."""
-    known = dialect.names()
+    known = dialect.summaries()
     for name in names:
         if name not in known:
             raise UsageError(f"--disable-fusion {name!r}: no such fusion; {suggestion(name, known)}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxkit.errors import EnvironmentProblem, InputError
+from onnxkit.errors import EnvironmentProblem
 from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare, fed, valid_positions, worst
 from onnxkit.measure.latency import interleaved_calls
+from onnxkit.measure.made_up import Expected, run_all
 from onnxkit.measure.widened import open_for_check
 from onnxkit.optimize.report import CheckResult, SpeedRatio
 from onnxkit.progress import Progress
@@ -27,15 +27,6 @@ _TIMED = ("decode", "left padding")
 """The cases that are timed, the first that there is: one token over a past where there is a cache."""
 # Above this, two sessions at once would hold the weights twice for the sake of a time ratio.
 MOST_TIMED_BYTES = 2 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """One input, and what the input model makes of it."""
-
-    name: str
-    feeds: Feeds
-    outputs: Feeds
 
 
 def expect(
@@ -54,17 +45,7 @@ def expect(
         InputError: ONNX Runtime refuses it, or it can run none of the cases.
     """
     session = open_for_check(model, RuntimeOptions(threads=threads), widen=upcast)
-    found: list[Expected] = []
-    failed: InputError | None = None
-    for name, feeds in cases:
-        try:
-            found.append(Expected(name=name, feeds=feeds, outputs=session.run(fed(session, feeds))))
-        except InputError as error:
-            failed = error
-            progress.warn(f"the input model cannot run {name!r}, which is left out of the check: {error}")
-    if not found and failed is not None:
-        raise failed
-    return found
+    return run_all(session, cases, progress, option="--inputs")
 
 
 def check(expected: Sequence[Expected], judged: Session, tolerance: str) -> CheckResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class OptimizeOptions:
         genai_config: write the configuration of onnxruntime-genai, too; one that is there is fitted anyway.
         overwrite: replace an existing output.
         seed: of the inputs that the result is checked on.
+        inputs: an .npz file with an array for each input of the graph: checked and timed on that instead.
         threads: for every session; None means the usable cores.
     """
 
@@ -29,4 +31,5 @@ class OptimizeOptions:
     genai_config: bool = False
     overwrite: bool = False
     seed: int = 0
+    inputs: Path | None = None
     threads: int | None = None

@@ -22,7 +22,7 @@ from onnxkit.artifact import (
     seal,
 )
 from onnxkit.artifact.companions import REFERENCE_NAME
-from onnxkit.artifact.genai import check_genai_task
+from onnxkit.artifact.genai import check_genai
 from onnxkit.errors import GateFailed, UsageError
 from onnxkit.graph.files import load_model
 from onnxkit.graph.packing import PACKED_LINEARS
@@ -37,7 +37,8 @@ from onnxkit.optimize.options import OptimizeOptions
 from onnxkit.optimize.report import ComponentChange, OptimizeReport, SpeedRatio
 from onnxkit.optimize.rewrite import Rewritten
 from onnxkit.progress import Progress
-from onnxkit.runtime import RuntimeOptions, open_session, provider_name
+from onnxkit.runtime import provider_name
+from onnxkit.safety import read_npz
 
 SHARED = "model.onnx.data"
 """The weights of all graphs, where there are several: what two of them read stands once."""
@@ -87,7 +88,7 @@ def optimize_model(
     check_apart(source, out)
     check_target(out, overwrite=options.overwrite)
     model = ModelDir.open(Path(source), task=options.task)
-    check_genai_task(model.task, wanted=options.genai_config)
+    check_genai(model.task, model.config, wanted=options.genai_config, progress=progress)
     job = _Job(model=model, level=level, dialect=dialect, options=options, progress=progress)
     if level.half and provider_name(options.ep) == _CPU:
         progress.warn("float16 on a CPU is computed in float32 between casts: half the file, but no faster")
@@ -99,6 +100,9 @@ def optimize_model(
         changes = [_component(job, name, staging / file, shared) for name, file in files.items()]
         report = _report(job, Path(source), Path(out), staging, changes, started)
         _require_passed(report)
+        if level.half and report.size_after_bytes >= report.size_before_bytes:
+            size = report.size_after_bytes / report.size_before_bytes
+            progress.warn(f"the result is no smaller than its input: {size:.2f} of its size")
         invocation = invocation or Invocation(stage="optimize", options=dataclasses.asdict(options))
         seal(
             staging,
@@ -134,7 +138,7 @@ def _component(job: _Job, name: str, target: Path, shared: SharedData | None) ->
     """Rewrite and check one graph."""
     source = job.model.path / job.model.components[name].file
     before = load_model(source)
-    cases = random_cases(job.model, seed=job.options.seed, component=name)
+    cases = _cases(job, name)
     tolerance = _tolerance(before, job.level)
     upcast = tolerance == "bf16"
     if upcast:
@@ -157,6 +161,16 @@ def _component(job: _Job, name: str, target: Path, shared: SharedData | None) ->
     )
     attempt = settle(graph, _disabled(job)) if job.level.clean else _copy(graph, job.model)
     return _change(name, before, load_model(target), attempt, _speed(job, graph, attempt))
+
+
+def _cases(job: _Job, name: str) -> list[tuple[str, gate.Feeds]]:
+    """What the result is checked on: the caller's arrays, else made-up ones."""
+    if job.options.inputs is None:
+        return [*random_cases(job.model, seed=job.options.seed, component=name)]
+    if len(job.model.components) > 1:
+        graphs = ", ".join(job.model.components)
+        raise UsageError(f"--inputs does not apply: {job.model.path} holds several graphs ({graphs})")
+    return [(job.options.inputs.name, read_npz(job.options.inputs))]
 
 
 def _disabled(job: _Job) -> tuple[str, ...]:
@@ -207,7 +221,9 @@ def _copy(graph: Graph, model: ModelDir) -> Attempt:
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
     shutil.copyfile(graph.source, graph.target)
-    session = open_session(graph.target, RuntimeOptions(threads=graph.threads))
+    session = gate.open_judged(
+        graph.target, graph.ep, threads=graph.threads, upcast=graph.upcast, progress=graph.progress
+    )
     check = gate.check(graph.expected, session, graph.tolerance)
     return Attempt(rewritten=Rewritten(), check=check, session=session)
 

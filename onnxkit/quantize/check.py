@@ -24,7 +24,7 @@ _WEIGHED = {
     "MatMulIntegerToFloat", "DequantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm",
     "QAttention", "Mul",
 }  # fmt: skip
-"""Readers of weights and scales. Others' constants may be infinite: masks are added."""
+"""Readers of weights and scales. Others' constants may be infinite: masks are added, some are looked up."""
 
 
 def check_weights(model: ir.Model, where: Path) -> None:
@@ -38,7 +38,8 @@ def check_weights(model: ir.Model, where: Path) -> None:
         reader = _reader(value)
         if tensor is None or tensor.dtype not in _FLOATS or reader is None or reader.op_type not in _WEIGHED:
             continue
-        finite = np.isfinite(tensor.numpy().astype(np.float32, copy=False))
+        values = tensor.numpy().astype(np.float32, copy=False)
+        finite = ~np.isnan(values) if reader.op_type == "Gather" else np.isfinite(values)
         if not finite.all():
             raise InputError(
                 f"{where}: {int((~finite).sum())} of {finite.size} values of '{value.name}', which layer "

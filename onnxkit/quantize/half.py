@@ -22,7 +22,7 @@ from onnxkit.errors import InputError
 from onnxkit.graph.files import save_model
 from onnxkit.graph.half_precision import LARGEST, overflowing, search_kept, stages, to_half
 from onnxkit.graph.upcast import half_to_fp32
-from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare_sessions, worst
+from onnxkit.measure.agreement import TOLERANCES, CaseAgreement, compare_sessions, run_case, worst
 from onnxkit.progress import Progress
 from onnxkit.quantize.report import KeptLayer
 from onnxkit.runtime import RuntimeOptions, Session, open_session
@@ -82,6 +82,7 @@ def announce(dtype: HalfName, target: str | None, progress: Progress) -> None:
 
 def convert(
     load: Callable[[], ir.Model],
+    reference: Session,
     dtype: HalfName,
     cases: Cases,
     scratch: Path,
@@ -95,6 +96,7 @@ def convert(
 
     Args:
         load: gives the float32 graph, prepared; called once a trial.
+        reference: the float32 graph, loaded.
         cases: named inputs to judge on, float32; the first `MOST_CASES`.
         scratch: a directory for trial files.
         keep: names of nodes that stay float32 -> why.
@@ -102,17 +104,19 @@ def convert(
         runtime: of the trials.
 
     Raises:
-        InputError: a weight is NaN or infinite, or ONNX Runtime does not take the graph or the inputs.
+        InputError: a weight is NaN or infinite, or ONNX Runtime does not take the graph or the inputs; it
+            names the sample.
     """
-    model = load()
+    model, cases = load(), cases[:MOST_CASES]
     refuse_unusable(model)
     reasons = dict(keep)
-    if dtype == "fp16":
-        found = overflowing(model, [feeds for _, feeds in cases[:MOST_CASES]], scratch)
-        limit = f"{LARGEST[ir.DataType.FLOAT16]:.0f}"
-        reasons = dict.fromkeys(found, f"its values come near float16's largest, {limit}") | reasons
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        trials = _Trials(load, dtype, cases[:MOST_CASES], Path(folder), reasons, runtime)
+        trials = _Trials(load, reference, dtype, cases, Path(folder), runtime)
+        if dtype == "fp16":
+            found = overflowing(model, [feeds for _, feeds in cases], scratch)
+            limit = f"{LARGEST[ir.DataType.FLOAT16]:.0f}"
+            reasons = dict.fromkeys(found, f"its values come near float16's largest, {limit}") | reasons
+        trials.always = frozenset(reasons)
         parts = stages(model)
         del model
         progress.note(f"looking for what {_FULL[dtype]} does not hold")
@@ -125,14 +129,16 @@ def convert(
 
 
 def refuse_unusable(model: ir.Model) -> None:
-    """Raise InputError for a weight that is NaN or infinite; 0 or 1 beside -inf is a stored mask."""
+    """Raise InputError for a weight that is NaN or infinite; a mask is 0 or 1 beside -inf, or looked up."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point() or tensor.size < 2:
             continue
         array = tensor.numpy()
         finite = np.isfinite(array)
-        if finite.all() or (not np.isnan(array).any() and np.isin(array[finite], (0.0, 1.0)).all()):
+        looked_up = all(use.node.op_type == "Gather" for use in value.uses())
+        mask = not np.isnan(array).any() and (looked_up or np.isin(array[finite], (0.0, 1.0)).all())
+        if finite.all() or mask:
             continue
         readers = sorted({str(use.node.name) for use in value.uses()})
         raise InputError(
@@ -142,20 +148,28 @@ def refuse_unusable(model: ir.Model) -> None:
 
 
 class _Trials:
-    """Writes variants with some nodes kept in float32, and says whether the outputs are near enough."""
+    """Writes variants with some nodes kept in float32, and says whether the outputs are near enough.
+
+    Attributes:
+        always: nodes that stay float32 in every variant.
+        seen: the worst output of each variant, by what else it keeps.
+    """
 
     def __init__(
         self,
         load: Callable[[], ir.Model],
+        reference: Session,
         dtype: HalfName,
         cases: Cases,
         folder: Path,
-        keep: Mapping[str, str],
         runtime: RuntimeOptions,
     ) -> None:
-        self._load, self._dtype, self._cases, self._folder = load, dtype, cases, folder
-        self._always, self._runtime = frozenset(keep), runtime
-        self._reference = self._open(load(), "float32.onnx")
+        """Run the reference on the cases: one that it does not take is the sample's fault."""
+        for case, feeds in cases:
+            run_case(reference, case, feeds)
+        self._load, self._reference, self._dtype, self._cases = load, reference, dtype, cases
+        self._path, self._runtime = folder / "trial.onnx", runtime
+        self.always: frozenset[str] = frozenset()
         self.seen: dict[frozenset[str], CaseAgreement] = {}
 
     def passes(self, keep: Collection[str]) -> bool:
@@ -163,17 +177,13 @@ class _Trials:
         names = frozenset(keep)
         if names not in self.seen:
             model = self._load()
-            to_half(model, _TYPES[self._dtype], keep=self._always | names)
+            to_half(model, _TYPES[self._dtype], keep=self.always | names)
             half_to_fp32(model, _TYPES[self._dtype], rounded=self._dtype == "fp16")
-            session = self._open(model, "trial.onnx")
+            save_model(model, self._path)
+            session = open_session(self._path, self._runtime)
             self.seen[names] = worst(compare_sessions(self._reference, session, self._cases))
         found = self.seen[names].agreement
         return found.finite and found.relative <= LIMIT
-
-    def _open(self, model: ir.Model, name: str) -> Session:
-        path = self._folder / name
-        save_model(model, path)
-        return open_session(path, self._runtime)
 
 
 def _search(parts: Sequence[Sequence[str]], trials: _Trials) -> tuple[str, ...] | None:
@@ -217,5 +227,5 @@ def _outcome(
 
 
 __all__ = [
-    "LIMIT", "MOST_CASES", "Cases", "HalfName", "HalfOutcome", "announce", "convert", "refuse_unusable",
+    "LIMIT", "Cases", "HalfName", "HalfOutcome", "announce", "convert", "refuse_unusable",
 ]  # fmt: skip

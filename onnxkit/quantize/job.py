@@ -6,13 +6,14 @@ import dataclasses
 from pathlib import Path
 
 from onnxkit.artifact import ModelDir
+from onnxkit.measure.made_up import run_all
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import MOST_COMPARED, DataSet, most_to_read, read_data, split
 from onnxkit.quantize.judge import Yardstick, yardstick_of, yardstick_without_data
 from onnxkit.quantize.options import QuantizeOptions, holds_out
 from onnxkit.quantize.schemes import Scheme
 from onnxkit.quantize.workshop import Workshop
-from onnxkit.runtime import RuntimeOptions
+from onnxkit.runtime import RuntimeOptions, open_session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,24 @@ def choose_yardstick(job: Job, samples: Samples) -> Yardstick:
     if held_out is not None:
         kept = ", kept out of calibration" if samples.calibration is not None else ""
         return yardstick_of(job.model, held_out, f"{held_out.source}{kept}", job.progress, seed=options.seed)
-    yardstick = yardstick_without_data(job.model, options.seed)
+    yardstick = _runnable(job, yardstick_without_data(job.model, options.seed))
     if options.measure:
         job.progress.warn(
             f"accuracy is measured on {yardstick.name}, which says little about real data: pass --eval"
         )
     return yardstick
+
+
+def _runnable(job: Job, yardstick: Yardstick) -> Yardstick:
+    """Leave out what was made up for another tool's graph and does not fit it."""
+    if job.model.manifest is not None:
+        return yardstick
+    cases = {}
+    for component, each in yardstick.cases.items():
+        session = open_session(job.workshop.source(component), job.runtime)
+        found = run_all(session, each, job.progress, option="--eval")
+        cases[component] = tuple((one.name, one.feeds) for one in found)
+    return dataclasses.replace(yardstick, cases=cases)
 
 
 def _same_file(one: Path, other: Path | str | None) -> bool:

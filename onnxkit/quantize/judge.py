@@ -20,6 +20,7 @@ from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.report import Measurement, OutputAgreement, SpeedChange
 from onnxkit.quantize.search.bench import BATCH, Bench, joined_sqnr, metric_change, slice_drops
 from onnxkit.runtime import RuntimeOptions, Session
+from onnxkit.tasks.tokenizer import padding_side
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 Cases = tuple[tuple[str, Feeds], ...]
@@ -95,8 +96,17 @@ def yardstick_without_data(model: ModelDir, seed: int) -> Yardstick:
     if not all(cases.values()):
         name = "seeded random inputs"
         cases = {each: tuple(random_cases(model, seed=seed, component=each)) for each in model.components}
+    cases = {component: _as_padded(model, each) for component, each in cases.items()}
     rows = sum(_rows(each) for each in cases.values())
     return Yardstick(name=name, cases=cases, samples=rows)
+
+
+def _as_padded(model: ModelDir, cases: Cases) -> Cases:
+    """Leave out left padding where the tokenizer pads right: heads that read the first token read padding."""
+    if generates(model) or padding_side(model) != "right":
+        return cases
+    masks = [feeds.get("attention_mask", np.ones((1, 1))) for _, feeds in cases]
+    return tuple(case for case, mask in zip(cases, masks, strict=True) if mask[:, 0].all()) or cases
 
 
 def judge(

@@ -32,6 +32,7 @@ from onnxkit.quantize.codes.layer_error import weight_rows
 from onnxkit.quantize.codes.weights import Floats
 from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
 from onnxkit.quantize.operators import Target
+from onnxkit.quantize.options import holds_out
 from onnxkit.quantize.report import Calibration
 from onnxkit.quantize.select import Selection, listed
 from onnxkit.quantize.smoothing.folding import groups_of, scale_inputs
@@ -60,7 +61,10 @@ def learn(
     if workshop.scheme.needs_calibration:
         learner.ranges()
     learner.keep()
-    return next(iter(learner.cache.facts.values()), None)
+    learnt = next(iter(learner.cache.facts.values()), None)
+    if learnt is None and not holds_out(workshop.options):
+        progress.note(f"nothing was learnt from {data.source}: the algorithm takes no data (gptq does)")
+    return learnt
 
 
 class _Learner:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxkit.errors import InputError
 from onnxkit.graph.kv_cache import is_optional
+from onnxkit.graph.opsets import raise_opset
 from onnxkit.graph.passes import FoldWeightArithmetic
 from onnxkit.quantize.activations import DynamicActivations, Range, RowActivations, StaticActivations
 from onnxkit.quantize.codes.block_store import BlockStore
@@ -22,23 +22,21 @@ OLDEST_OPSET = 13  # per-channel QuantizeLinear, Split and Squeeze as they are w
 
 
 def prepare(model: ir.Model, where: str) -> ir.Model:
-    """Bring a foreign graph into the form that the operators read: no functions, weights as initializers.
+    """Bring a foreign graph into the form that the operators read: no functions, weights as initializers,
+    an opset that has the integer operators' present forms.
 
     A weight that is computed of others (weight normalization) is one of them then.
 
     Raises:
-        InputError: an opset that predates the integer operators' present forms.
+        InputError: an older opset, and an operator that onnx's converter does not know.
     """
-    version = model.graph.opset_imports.get("", 0)
-    if version < OLDEST_OPSET:
-        raise InputError(
-            f"{where} has opset {version}: quantization needs {OLDEST_OPSET} or later; export it anew"
-        )
+    raise_opset(model, OLDEST_OPSET, where)
     steps = (
         passes.InlinePass(),
         passes.LiftConstantsToInitializersPass(),
         passes.RemoveInitializersFromInputsPass(),
         passes.NameFixPass(),
+        _ReadWeightsThemselves(),
         FoldWeightArithmetic(),
         passes.RemoveUnusedNodesPass(),
     )
@@ -48,6 +46,22 @@ def prepare(model: ir.Model, where: str) -> ir.Model:
     # Weights that are inputs, too (IR 3), are constants; an input with a default is an input.
     model.graph.inputs.extend(value for value in optional if value not in model.graph.inputs)
     return model
+
+
+class _ReadWeightsThemselves(ir.passes.InPlacePass):
+    """Layers that share a weight read it where PyTorch's exporter hands it on, an Identity for each."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Leave the Identity nodes behind, unused."""
+        done = 0
+        for node in model.graph:
+            source = node.inputs[0] if node.op_type == "Identity" and node.domain == "" else None
+            if source is None or not source.is_initializer() or source.is_graph_input():
+                continue
+            if not node.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(node.outputs[0], source)
+                done += 1
+        return ir.passes.PassResult(model, modified=done > 0)
 
 
 def rewrite(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError, UsageError, suggestion
@@ -100,7 +101,7 @@ def select_all(
     found = {name: _select(model, name, wishes) for name, model in models.items()}
     if not any(selection.targets for selection in found.values()):
         kept = [layer for selection in found.values() for layer in selection.kept]
-        raise InputError(_nothing(kept, wishes))
+        raise InputError(_nothing(kept, wishes) + _inside(models.values()))
     return found
 
 
@@ -130,6 +131,8 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
         reason = found.reason if isinstance(found, Refusal) else _by_user(node, wishes)
         if experts is not None and isinstance(found, Target) and found.kind == "experts":
             reason = experts
+        if reason is None and isinstance(found, Target) and found.kind == "embedding" and _masks(found):
+            reason = "its table masks with infinite values"
         if reason is None and isinstance(found, Target):
             candidates.append(found)
         else:
@@ -139,6 +142,12 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
     everything = sorted([*kept, *by_policy], key=lambda layer: names[layer.name])
     named = tuple(dataclasses.replace(layer, component=component) for layer in everything)
     return Selection(targets=tuple(targets), kept=named, experts=experts)
+
+
+def _masks(target: Target) -> bool:
+    """Whether a table holds infinities, which are added to scores: codes have none."""
+    table = target.weight.const_value
+    return table is not None and bool(np.isinf(table.numpy()).any())
 
 
 def _float_experts(model: ir.Model, wishes: _Wishes) -> str | None:
@@ -318,6 +327,17 @@ def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
             what = f"{scheme.name} does not quantize" if exists else "unknown operator type"
             raise UsageError(f"{what} '{name}' in --op-types: {suggestion(name, known)}")
     return frozenset(asked)
+
+
+def _inside(models: Iterable[ir.Model]) -> str:
+    """Say how many layers stand in branches and loops, which are not looked into."""
+    inner = [node for model in models for graph in model.graph.subgraphs() for node in graph]
+    count = sum((node.domain, node.op_type) in OPERATORS for node in inner)
+    return (
+        f"; {count} layers stand in branches or loops (If, Loop, Scan), which stay as they are"
+        if count
+        else ""
+    )
 
 
 def _nothing(kept: Sequence[KeptLayer], wishes: _Wishes) -> str:

@@ -19,16 +19,15 @@ from onnxkit.artifact import (
     publish,
     seal,
 )
-from onnxkit.artifact.genai import check_genai_task
+from onnxkit.artifact.genai import check_genai
 from onnxkit.errors import GateFailed
 from onnxkit.graph.files import save_model
 from onnxkit.graph.shared_data import SharedData
-from onnxkit.measure.agreement import run_case
 from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
 from onnxkit.quantize.check import check_runs, check_weights
 from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
-from onnxkit.quantize.half import MOST_CASES, HalfName, announce, convert
+from onnxkit.quantize.half import HalfName, announce, convert
 from onnxkit.quantize.hardware import is_here
 from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
 from onnxkit.quantize.judge import Pair, Yardstick, generates, judge
@@ -153,8 +152,9 @@ def _opened(
     check_apart(source, out)
     check_target(out, overwrite=options.overwrite)
     model = ModelDir.open(Path(source), task=options.task)
-    check_genai_task(model.task, wanted=options.genai_config)
-    return Job(workshop=Workshop(model, scheme, options), progress=progress or Progress())
+    progress = progress or Progress()
+    check_genai(model.task, model.config, wanted=options.genai_config, progress=progress)
+    return Job(workshop=Workshop(model, scheme, options), progress=progress)
 
 
 def _analyze(job: Job, out: Path, scratch: Path, until: ExitStack, started: float) -> Analysis:
@@ -229,12 +229,9 @@ def _write_half(job: Job, staging: Path, yardstick: Yardstick, scratch: Path) ->
     kept: list[KeptLayer] = []
     converted = 0
     for name, file in workshop.files.items():
-        source = open_session(workshop.source(name), job.runtime)
-        for case, feeds in yardstick.cases[name][:MOST_CASES]:
-            run_case(source, case, feeds)  # or the conversion would be blamed for a bad sample
         found = convert(
             lambda name=name: workshop.graph(name).model,  # type: ignore[misc]
-            dtype, yardstick.cases[name], scratch,
+            open_session(workshop.source(name), job.runtime), dtype, yardstick.cases[name], scratch,
             keep=left_out(workshop.graph(name).model, job.options), component=name,
             runtime=job.runtime, progress=job.progress,
         )  # fmt: skip
@@ -317,11 +314,11 @@ def _comment(measurement: Measurement, job: Job) -> None:
     if not is_here(job.options.target):
         job.progress.note(f"speed is that of this machine, not of {job.workshop.hardware.name}")
     elif speed.ratio > 1.0:
-        noise = " (within the noise of the measurement)" if speed.ratio - speed.ratio_error <= 1.0 else ""
-        job.progress.warn(
-            f"the quantized model is slower than its input: {speed.after_ms:.2f} ms against"
-            f" {speed.before_ms:.2f} ms for {speed.shape}, {speed.ratio:.2f} times as long{noise}"
-        )
+        times = f"{speed.ratio:.2f} ± {speed.ratio_error:.2f} times as long ({speed.shape})"
+        if speed.ratio - speed.ratio_error > 1.0:
+            job.progress.warn(f"the quantized model is slower than its input: {times}")
+        else:
+            job.progress.note(f"the quantized model is no faster than its input: {times}")
 
 
 def _missed(decision: Decision, limits: Gates) -> str:

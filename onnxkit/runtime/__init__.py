@@ -9,7 +9,6 @@ from __future__ import annotations
 from onnxkit.runtime.binding import Binding, Buffer, array_of, bits_dtype
 from onnxkit.runtime.ceiling import Ceiling, opset_ceiling
 from onnxkit.runtime.library import import_onnxruntime
-from onnxkit.runtime.offline import optimize_offline
 from onnxkit.runtime.options import GraphOptimization, RuntimeOptions, TensorSpec
 from onnxkit.runtime.providers import provider_name
 from onnxkit.runtime.session import Placement, Session, open_session
@@ -28,6 +27,5 @@ __all__ = [
     "import_onnxruntime",
     "open_session",
     "opset_ceiling",
-    "optimize_offline",
     "provider_name",
 ]

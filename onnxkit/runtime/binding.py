@@ -15,7 +15,7 @@ from onnxkit.runtime.failures import run_failure
 from onnxkit.runtime.interrupt import terminable
 from onnxkit.runtime.library import LOG_FATAL, import_onnxruntime
 from onnxkit.runtime.options import TensorSpec
-from onnxkit.runtime.providers import CPU, CUDA
+from onnxkit.runtime.providers import CUDA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,7 +205,7 @@ def device_of(provider: str, options: dict[str, str]) -> tuple[str, int]:
     """Return where a provider keeps its tensors: ("cuda", 0), or ("cpu", 0) for all others."""
     if provider == CUDA:
         return "cuda", int(options.get("device_id", "0") or 0)
-    return CPU.removesuffix("ExecutionProvider").lower(), 0
+    return "cpu", 0
 
 
 def _type(dtype: str) -> tuple[int, str]:

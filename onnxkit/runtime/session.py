@@ -175,7 +175,7 @@ def open_session(
     label = str(model) if isinstance(model, Path) else "the model"
     if isinstance(model, Path) and not model.is_file():
         raise InputError(f"{model}: {'a directory, not an ONNX file' if model.is_dir() else 'no such file'}")
-    settings = session_options(ort, threads=threads.count, level=options.graph_optimization)
+    settings = _settings(ort, threads=threads.count, level=options.graph_optimization)
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if weights is not None:
         settings.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.resolve()))
@@ -189,7 +189,7 @@ def open_session(
     return Session(handle, model=label, provider=provider, threads=threads, load_ms=load_ms)
 
 
-def session_options(ort: Any, *, threads: int, level: GraphOptimization) -> Any:
+def _settings(ort: Any, *, threads: int, level: GraphOptimization) -> Any:
     """Return ONNX Runtime's SessionOptions: silent, `threads` per operator, one operator at a time."""
     settings = ort.SessionOptions()
     settings.log_severity_level = LOG_FATAL

@@ -26,9 +26,9 @@ def read_model(path: Path, *, root: Path | None = None) -> onnx.ModelProto:
     External data must stay in the file's own directory. `root` is the model directory that the file
     itself must not leave through a link; without it, `path` may be a link that the user named.
 
-    Vetted, for initializers, sparse initializers, attributes, subgraphs and functions alike:
-    types and sizes of tensors, locations of external data, bytes of packed weights, dimensions,
-    unique names, cycles of nodes and of functions, and how far functions expand.
+    A dimension of -1 becomes one without a value. Vetted, for initializers, sparse initializers, attributes,
+    subgraphs and functions alike: types and sizes of tensors, locations of external data, bytes of packed
+    weights, dimensions, unique names, cycles of nodes and of functions, and how far functions expand.
 
     Raises:
         InputError: missing, empty, over 2 GiB, truncated, no ONNX model, or inconsistent.
@@ -86,19 +86,24 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
     for tensor in all_tensors(model):
         check_tensor(tensor, path)
     for value in all_values(model):
-        _check_dimensions(value.type, value.name, path)
+        _settle_dimensions(value.type, value.name, path)
     check_structure(model, path)
     check_packed_weights(model, path)
 
 
-def _check_dimensions(kind: onnx.TypeProto, name: str, path: Path) -> None:
-    """Refuse negative dimensions: onnx's shape inference aborts the process on them."""
+def _settle_dimensions(kind: onnx.TypeProto, name: str, path: Path) -> None:
+    """Make -1, as Paddle writes a free dimension, one without a value; refuse other negative ones.
+
+    onnx's shape inference would abort the process on either.
+    """
     field = kind.WhichOneof("value")
     if field in ("tensor_type", "sparse_tensor_type"):
         for dim in getattr(kind, field).shape.dim:
-            if dim.dim_value < 0:
+            if dim.dim_value == -1:
+                dim.ClearField("dim_value")
+            elif dim.dim_value < 0:
                 raise InputError(f"{path}: {name!r} has a negative dimension ({dim.dim_value})")
     elif field in ("sequence_type", "optional_type"):
-        _check_dimensions(getattr(kind, field).elem_type, name, path)
+        _settle_dimensions(getattr(kind, field).elem_type, name, path)
     elif field == "map_type":
-        _check_dimensions(kind.map_type.value_type, name, path)
+        _settle_dimensions(kind.map_type.value_type, name, path)

@@ -12,7 +12,7 @@ from onnxkit.errors import InputError, OnnxkitError
 from onnxkit.inputs import Sample, place
 from onnxkit.safety import read_audio, read_json
 from onnxkit.safety.audio import MAX_CHANNELS, mono, resample
-from onnxkit.tasks.base import Array
+from onnxkit.tasks.base import Array, column_of
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -29,13 +29,7 @@ def waveform(sample: Sample, rate: int) -> Array:
         InputError: no such column, a file or an array that holds no sound; names the sample's place.
         EnvironmentProblem: a package is missing.
     """
-    where = place(sample)
-    value = sample.get("audio")
-    if value is None:
-        have = ", ".join(map(str, sample)) or "none"
-        raise InputError(
-            f"{where}: there is no 'audio' (columns: {have}); rename one with --column audio=THEIRS"
-        )
+    where, value = place(sample), column_of(sample, "audio")
     if isinstance(value, str | Path):
         try:
             return read_audio(Path(value), rate)
@@ -62,11 +56,7 @@ def read_preprocessor(model: ModelDir, kinds: tuple[str, ...]) -> tuple[dict[str
     Raises:
         InputError: there is none, or it is of another kind.
     """
-    path = model.path / "preprocessor_config.json"
-    settings = read_json(path) if path.is_file() else None
-    if settings is None and (model.path / "processor_config.json").is_file():
-        path = model.path / "processor_config.json"
-        settings = read_json(path).get("feature_extractor")
+    settings, path = _preprocessor(model)
     if not isinstance(settings, dict):
         raise InputError(
             f"{model.path}: preprocessor_config.json is missing; copy it from the checkpoint, or write it "
@@ -79,6 +69,23 @@ def read_preprocessor(model: ModelDir, kinds: tuple[str, ...]) -> tuple[dict[str
             f"({', '.join(kinds)}); pass raw tensors (.npz) instead"
         )
     return settings, path
+
+
+def preprocessor_kind(model: ModelDir) -> str | None:
+    """Return the `feature_extractor_type` of a directory, None where it says none."""
+    settings, _ = _preprocessor(model)
+    kind = settings.get("feature_extractor_type") if isinstance(settings, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _preprocessor(model: ModelDir) -> tuple[Any, Path]:
+    path = model.path / "preprocessor_config.json"
+    if path.is_file():
+        return read_json(path), path
+    processor = model.path / "processor_config.json"
+    if processor.is_file():
+        return read_json(processor).get("feature_extractor"), processor
+    return None, path
 
 
 def _array_and_rate(value: Any, rate: int, where: str) -> tuple[Array, int]:

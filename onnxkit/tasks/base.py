@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from onnxkit.errors import InputError
-from onnxkit.inputs import Sample
+from onnxkit.errors import InputError, UsageError
+from onnxkit.inputs import Sample, place
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -77,10 +77,12 @@ class Task(ABC):
         keeps_dtypes: whether `decode` takes outputs as the model gives them, not as float32.
         generates: whether its records come of tokens that an engine generates (a `GeneratingTask`).
         needs_labels: whether its metric needs to know what is right; else a text is judged by itself.
+        kind: what sets its models apart from others of the task, where an option does not apply.
         limit: tokens that a text may have; longer ones are cut.
     """
 
     name: ClassVar[str]
+    kind: ClassVar[str] = ""
     columns: tuple[str, ...]
     outputs: tuple[tuple[str, ...], ...]
     window: ClassVar[int] = 1024
@@ -119,11 +121,8 @@ class Task(ABC):
         return [[self.encode(sample)] for sample in samples]
 
     @abstractmethod
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
-        """Pad and stack rows into the model's inputs (batch first, dtypes of the model).
-
-        `pad_side` overrules the tokenizer's side; `decode` expects that it is not given.
-        """
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
+        """Pad and stack rows into the model's inputs (batch first, dtypes of the model)."""
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Array], rows: Sequence[Encoded]) -> list[Record]:
@@ -163,6 +162,24 @@ class Task(ABC):
                 f"{self.model.path}: {self.name} cannot supply the model's input {', '.join(missing)}; "
                 "pass raw tensors (an .npz with every input) instead"
             )
+
+
+def column_of(sample: Sample, column: str) -> Any:
+    """Return what a sample has in a column; raises InputError that names its place where that is nothing."""
+    value = sample.get(column)
+    if value is None:
+        have = ", ".join(map(str, sample)) or "none"
+        raise InputError(
+            f"{place(sample)}: there is no {column!r} (columns: {have}); "
+            f"rename one with --column {column}=THEIRS"
+        )
+    return value
+
+
+def check_count(option: str, value: int) -> None:
+    """Raise UsageError unless an option's value is 1 or more."""
+    if value < 1:
+        raise UsageError(f"{option} must be 1 or more, not {value}")
 
 
 def as_float32(array: Array) -> Array:

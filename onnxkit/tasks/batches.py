@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from onnxkit.inputs import Located, LocatedBatch, Sample
 from onnxkit.progress import Progress
-from onnxkit.tasks.base import Encoded, Side, Task
+from onnxkit.tasks.base import Encoded, Task
 
 T = TypeVar("T")
 
@@ -58,7 +58,6 @@ def feeds(
     samples: Iterable[Sample],
     *,
     batch_size: int = 8,
-    pad_side: Side = "right",
     progress: Progress | None = None,
 ) -> Iterator[LocatedBatch]:
     """Yield the model's inputs for samples, as `run` would feed them (calibration uses this).
@@ -69,7 +68,6 @@ def feeds(
         task: what pre-processes.
         samples: any number; held in memory a window at a time.
         batch_size: rows a batch, at most.
-        pad_side: "right" or "left".
         progress: is warned, once, how many samples were cut.
     """
     truncation = Truncation()
@@ -79,7 +77,7 @@ def feeds(
         rows = list(itertools.chain.from_iterable(groups))
         for batch in by_length(rows, rows_a_run(task, batch_size)):
             chosen = [rows[position] for position in batch]
-            made = task.collate(filled(task, chosen), pad_side=pad_side)
+            made = task.collate(filled(task, chosen))
             yield LocatedBatch(made, [row.where for row in chosen])
     truncation.warn(progress or Progress(), task)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxkit.errors import UsageError
 from onnxkit.inputs import Sample
-from onnxkit.tasks.base import Array, Metric, Record
+from onnxkit.tasks.base import Array, Metric, Record, check_count
 from onnxkit.tasks.labels import Labels, as_number, expected, label_id, labelled
 from onnxkit.tasks.numerics import sigmoid, softmax
 from onnxkit.tasks.statistics import macro_f1, spearman
@@ -25,8 +25,7 @@ class Classifier:
     def __init__(self, config: Mapping[str, Any], *, top_k: int, activation: str | None) -> None:
         if activation not in (None, *get_args(Activation)):
             raise UsageError(f"no activation {activation!r}; choose softmax, sigmoid or none")
-        if top_k < 1:
-            raise UsageError(f"top_k must be 1 or more, not {top_k}")
+        check_count("--top-k", top_k)
         self.labels = Labels(config)
         self._problem = config.get("problem_type")
         self._chosen = activation

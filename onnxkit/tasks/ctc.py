@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import audio_sample, read_preprocessor, waveform
-from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Side, Task
+from onnxkit.tasks.audio import audio_sample, waveform
+from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Task
 from onnxkit.tasks.ctc_vocabulary import Word, load_vocabulary
+from onnxkit.tasks.extractors import extractor_of, padded_rows
 from onnxkit.tasks.word_errors import transcript_metric
 
 if TYPE_CHECKING:
@@ -44,23 +43,20 @@ class Ctc(Task):
     """
 
     name = "automatic-speech-recognition"
+    kind = "a CTC model (it spells what it hears: no language tokens, no translation, no generation)"
     columns = ("audio",)
     outputs = (("logits",),)
     window = 32
 
     def __init__(self, model: ModelDir, *, timestamps: bool = False) -> None:
         super().__init__(model)
-        self._check_inputs(("input_values", "attention_mask"))
-        settings, path = read_preprocessor(model, ("Wav2Vec2FeatureExtractor",))
-        self._rate: int = settings.get("sampling_rate", 16_000)
-        if not isinstance(self._rate, int) or not 1_000 <= self._rate <= 768_000:
-            raise InputError(f"{path}: sampling_rate must be samples a second, not {self._rate!r}")
-        self._normalize = bool(settings.get("do_normalize", True))
-        self._fill = float(settings.get("padding_value") or 0.0)
+        self._extractor = extractor_of(model)
+        self._check_inputs((self._extractor.name, "attention_mask"))
+        self._rate = self._extractor.sampling_rate
         self.vocabulary = load_vocabulary(model.path)
         self._timestamps = timestamps
-        self._kernels, self._strides = _convolutions(model)
-        self._ratio: int = math.prod(self._strides)
+        self._kernels, self._strides = _convolutions(model, of_samples=self._extractor.hop == 1)
+        self._ratio: int = math.prod(self._strides) * self._extractor.hop
 
     @property
     def fixed_batch(self) -> int | None:
@@ -71,26 +67,20 @@ class Ctc(Task):
         return super().fixed_batch
 
     def encode(self, sample: Sample) -> Encoded:
-        """Read a recording and make the row of its first chunk: `input_values` float32 [samples]."""
+        """Read a recording and make the row of its first chunk: what the model's extractor makes of it."""
         return self.rows([sample])[0][0]
 
     def rows(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
         """Read recordings: one row a chunk."""
         return [list(self._chunks(waveform(one, self._rate), place(one))) for one in samples]
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
-        """Pad waveforms at the right to the longest of them, with a mask where the model takes one."""
-        width = max(row.length for row in rows)
-        dtype = self.inputs["input_values"].dtype
-        values = np.full((len(rows), width), self._fill, dtype=dtype)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        for index, row in enumerate(rows):
-            values[index, : row.length] = row.features["input_values"]
-            mask[index, : row.length] = 1
-        feeds = {"input_values": values}
-        if "attention_mask" in self.inputs:
-            feeds["attention_mask"] = mask.astype(self.inputs["attention_mask"].dtype)
-        return feeds
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
+        """Pad at the right to the longest, with a mask where the model takes one."""
+        fill = {self._extractor.name: self._extractor.padding_value}
+        return {
+            name: padded_rows([row.features[name] for row in rows], spec.dtype, fill.get(name, 0.0))
+            for name, spec in self.inputs.items()
+        }
 
     def decode(self, outputs: Mapping[str, Array], rows: Sequence[Encoded]) -> list[Record]:
         """Turn logits [rows, frames, tokens] into the ids of each row's own frames."""
@@ -131,11 +121,10 @@ class Ctc(Task):
     def _row(self, samples: Array, where: str, *, left: int, right: int, duration: float) -> Encoded:
         if self._frames(len(samples)) < 1:
             raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
-        if self._normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        heard, real = self._extractor(samples)
         return Encoded(
-            features={"input_values": samples.astype(np.float32, copy=False)},
-            length=len(samples),
+            features={self._extractor.name: heard, "attention_mask": real},
+            length=len(heard),
             extra=_Chunk(samples=len(samples), left=left, right=right, duration_s=duration),
             where=where,
         )
@@ -165,18 +154,19 @@ class Ctc(Task):
         return round(seconds * self._rate / self._ratio) * self._ratio
 
     def _frames(self, samples: int) -> int:
-        """Return how many frames the model's convolutions make of so many samples."""
+        """Return how many frames the model makes of so many samples."""
+        samples = self._extractor.length(samples)
         for kernel, stride in zip(self._kernels, self._strides, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
 
 
-def _convolutions(model: ModelDir) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return kernels and strides of the feature encoder, with those of an adapter behind it."""
+def _convolutions(model: ModelDir, *, of_samples: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return kernels and strides of the feature encoder, if there is one, and of an adapter behind it."""
     config = model.config
     try:
-        kernels = tuple(int(one) for one in config["conv_kernel"])
-        strides = tuple(int(one) for one in config["conv_stride"])
+        kernels = tuple(int(one) for one in config["conv_kernel"]) if of_samples else (1,)
+        strides = tuple(int(one) for one in config["conv_stride"]) if of_samples else (1,)
         if config.get("add_adapter"):
             layers = int(config.get("num_adapter_layers", 3))
             kernels, strides = (

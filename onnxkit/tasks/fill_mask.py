@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Encoding
 
-from onnxkit.errors import InputError, UsageError
+from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.base import Array, Encoded, Metric, Record
+from onnxkit.tasks.base import Array, Encoded, Metric, Record, check_count
 from onnxkit.tasks.labels import expected, labelled
 from onnxkit.tasks.numerics import softmax
 from onnxkit.tasks.text import TextTask, own_tokens
@@ -32,8 +32,7 @@ class FillMask(TextTask):
 
     def __init__(self, model: ModelDir, *, max_length: int | None = None, top_k: int = 5) -> None:
         super().__init__(model, max_length=max_length)
-        if top_k < 1:
-            raise UsageError(f"top_k must be 1 or more, not {top_k}")
+        check_count("--top-k", top_k)
         mask = self.setup.token_id("mask_token")
         if mask is None:
             raise InputError(

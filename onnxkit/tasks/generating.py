@@ -85,6 +85,8 @@ class GeneratingTask(Task):
         self.inputs = {spec.name: spec for spec in self.component.inputs}
         self.fetched = ()
         self.setup = load_tokenizer(model)
+        if "" in stop:
+            raise UsageError("--stop: the text is empty")
         self.stops = StopStrings(stop)
         self.stop_ids = stop_token_ids(self.setup, stop_token, where=str(model.path))
         self.generation = {}

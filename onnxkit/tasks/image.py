@@ -12,7 +12,7 @@ from PIL import Image
 from onnxkit.errors import InputError, OnnxkitError
 from onnxkit.inputs import Sample, place
 from onnxkit.safety import open_image
-from onnxkit.tasks.base import Encoded, Feeds, Side, Task
+from onnxkit.tasks.base import Encoded, Feeds, Task, column_of
 from onnxkit.tasks.image_processor import ImageProcessor, as_image
 from onnxkit.tasks.image_settings import ImageSettings, load_settings
 
@@ -45,7 +45,7 @@ class ImageTask(Task):
         length = pixels.shape[1] * pixels.shape[2]
         return Encoded(features={"pixel_values": pixels}, length=length, where=where)
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Stack images; smaller ones are padded with 0 where the processor pads.
 
         Raises:
@@ -72,12 +72,7 @@ class ImageTask(Task):
         return item if isinstance(item, Mapping) else {"image": item}
 
     def _open(self, sample: Sample, where: str) -> Image.Image:
-        value = sample.get("image")
-        if value is None:
-            have = ", ".join(map(str, sample)) or "none"
-            raise InputError(
-                f"{where}: there is no 'image' (columns: {have}); rename one with --column image=THEIRS"
-            )
+        value = column_of(sample, "image")
         if isinstance(value, str | Path):
             try:
                 return open_image(Path(value))

@@ -33,19 +33,39 @@ class ImageProcessor:
         """Return pixel values [channels, height, width]: float32, or uint8 where nothing scales them."""
         settings = self.settings
         image = to_channels(image, self.channels, composite=settings.do_convert_rgb)
+        if settings.resize_rule == "DINOv3ViT":
+            return self._resized_as_floats(image)
         if settings.do_resize:
             image = resize(image, settings)
-        pixels = np.asarray(image)
-        if pixels.ndim == 2:
-            pixels = pixels[:, :, None]
-        if settings.do_center_crop and settings.crop_size is not None:
-            pixels = center_crop(pixels, settings.crop_size)
+        pixels = self._cropped(image)
         values = np.stack([self._table[channel][pixels[:, :, channel]] for channel in range(self.channels)])
         if settings.do_flip_channel_order:
             values = values[::-1]
         return (
             pad_bottom_right(values, settings.pad_size) if settings.do_pad and settings.pad_size else values
         )
+
+    def _resized_as_floats(self, image: Image.Image) -> Array:
+        """DINOv3 rescales first and rounds nothing: [channels, height, width] float32."""
+        settings = self.settings
+        factor = settings.rescale_factor if settings.do_rescale else 1.0
+        values = []
+        for band in image.split():
+            plane = Image.fromarray(np.asarray(band, dtype=np.float32) * np.float32(factor))
+            values.append(self._cropped(resize(plane, settings) if settings.do_resize else plane)[:, :, 0])
+        planes = np.stack(values)
+        if not settings.do_normalize:
+            return planes
+        flat = _normalize(planes.reshape(len(planes), -1), settings.image_mean, settings.image_std)
+        return flat.reshape(planes.shape)
+
+    def _cropped(self, image: Image.Image) -> Array:
+        """Pixels [height, width, channels]."""
+        pixels = np.asarray(image)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        wanted = self.settings.crop_size
+        return center_crop(pixels, wanted) if self.settings.do_center_crop and wanted is not None else pixels
 
 
 def value_table(settings: ImageSettings, channels: int) -> Array:

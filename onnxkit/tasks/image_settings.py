@@ -80,8 +80,10 @@ _MOBILENET = _shortest(256, **_cropped(224)) | {"resample": _BILINEAR}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "ViT": _square(224),
     "DeiT": _square(256, resample=_BICUBIC, **_cropped(224)),
+    "DINOv3ViT": _square(224, **_norm(_IMAGENET), resize_rule="DINOv3ViT"),
     "Beit": _square(224, resample=_BICUBIC, crop_size={"height": 224, "width": 224}),
     "Pvt": _square(224, resample=_BICUBIC, **_norm(_IMAGENET)),
+    "Segformer": _square(512, **_norm(_IMAGENET)),
     "Siglip": _square(224, resample=_BICUBIC, do_convert_rgb=True, square=False),
     "Blip": _square(384, resample=_BICUBIC, **_norm(_OPENAI), do_convert_rgb=True),
     "CLIP": _CLIP,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.base import Array, Encoded, Metric, Record
-from onnxkit.tasks.labels import labelled
+from onnxkit.tasks.base import Array, Encoded, Metric, Record, check_count
+from onnxkit.tasks.labels import expected, labelled
 from onnxkit.tasks.numerics import softmax
 from onnxkit.tasks.squad import normalized, token_f1
 from onnxkit.tasks.text import Texts, TextTask, own_tokens, text_column
@@ -61,8 +61,8 @@ class QuestionAnswering(TextTask):
     ) -> None:
         self._asked_stride = stride
         super().__init__(model, max_length=max_length)
-        if top_k < 1 or max_answer_length < 1:
-            raise UsageError("top_k and max_answer_length must be 1 or more")
+        check_count("--top-k", top_k)
+        check_count("--max-answer-length", max_answer_length)
         self._top_k = top_k
         self._longest = max_answer_length
         self._null_answers = null_answers
@@ -208,7 +208,7 @@ def _span(window: _Window, first: int, last: int, score: float) -> Record:
 
 
 def _answers(sample: Sample) -> list[str]:
-    value: Any = next(sample[key] for key in ("label", "labels", "target") if sample.get(key) is not None)
+    value = expected(sample)
     if isinstance(value, Mapping):  # the "answers" of SQuAD
         value = value.get("text", [])
     answers = [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]

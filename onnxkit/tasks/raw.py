@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.base import Array, Encoded, Feeds, Record, Side, Task
+from onnxkit.tasks.base import Array, Encoded, Feeds, Record, Task
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -52,7 +52,7 @@ class Raw(Task):
                 )
         return Encoded(features=arrays, length=1, where=where)
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Return the one row's arrays."""
         return dict(rows[0].features)
 

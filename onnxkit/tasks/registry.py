@@ -28,7 +28,7 @@ REGISTRY: Mapping[str, str] = {
     "text2text-generation": "text2text_generation:Text2TextGeneration",
     "translation": "translation:Translation",
     "summarization": "summarization:Summarization",
-    "automatic-speech-recognition": "whisper:Whisper",  # or Ctc: its `for_model` tells
+    "automatic-speech-recognition": "whisper:Whisper",  # or another: its `for_model` tells
     "raw": "raw:Raw",
 }
 """Task name -> module and class below onnxkit.tasks. Modules load when they are asked for."""
@@ -84,7 +84,7 @@ def task_for(model: ModelDir, *, task: str | None = None, **options: Any) -> Tas
         if option not in known:
             near = difflib.get_close_matches(option, known) or known
             advice = f"it takes {', '.join(near)}" if near else "it takes none"
-            raise UsageError(f"{chosen.name} has no option {option!r}; {advice}")
+            raise UsageError(f"{chosen.kind or chosen.name} has no option {option!r}; {advice}")
     return chosen(model, **given)
 
 

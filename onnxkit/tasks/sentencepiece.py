@@ -1,4 +1,5 @@
-"""Tokenizers that transformers has in Python only: Marian and M2M100, from their SentencePiece files.
+"""Tokenizers that transformers has in Python only: Marian, M2M100 and Speech2Text, from their SentencePiece
+files.
 
 Such a directory has no tokenizer.json: a SentencePiece model cuts the text, and vocab.json gives the
 pieces their ids. Both together make a `tokenizers.Tokenizer` of the same ids. Two differences remain:
@@ -63,6 +64,8 @@ def from_sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Tokenizer |
         return _marian(_ids(vocabulary), read_sentencepiece(folder / "source.spm"))
     if (folder / "sentencepiece.bpe.model").is_file():
         pieces = read_sentencepiece(folder / "sentencepiece.bpe.model")
+        if settings.get("tokenizer_class") == "Speech2TextTokenizer":
+            return _of_pieces(_ids(vocabulary), pieces)
         wmt = settings.get("language_codes") == "wmt21"
         return _m2m100(_ids(vocabulary), pieces, (_WMT21_LANGUAGES if wmt else _M2M100_LANGUAGES).split())
     return None
@@ -83,7 +86,14 @@ def _marian(ids: Mapping[str, int], source: SentencePieces) -> Tokenizer:
 
 
 def _m2m100(ids: Mapping[str, int], pieces: SentencePieces, languages: Sequence[str]) -> Tokenizer:
-    """Byte pairs with the ids of vocab.json, and a token for each language after them."""
+    """Pieces with the ids of vocab.json, and a token for each language after them."""
+    tokenizer = _of_pieces(ids, pieces)
+    tokenizer.add_special_tokens([f"__{language}__" for language in languages])
+    return tokenizer
+
+
+def _of_pieces(ids: Mapping[str, int], pieces: SentencePieces) -> Tokenizer:
+    """Byte pairs or unigrams with the ids of vocab.json, languages' tokens among them (Speech2Text)."""
     if pieces.algorithm == "bpe":
         merges = _merges(
             [piece.text for piece in pieces.pieces if piece.kind == "normal" and piece.text in ids]
@@ -95,7 +105,7 @@ def _m2m100(ids: Mapping[str, int], pieces: SentencePieces, languages: Sequence[
         model = models.Unigram([(piece, scores.get(piece, _NEVER)) for piece in by_id], ids["<unk>"], False)
     tokenizer = _with_spaces(Tokenizer(model), pieces)
     tokenizer.add_special_tokens([token for token in ("<s>", "<pad>", "</s>", "<unk>") if token in ids])
-    tokenizer.add_special_tokens([f"__{language}__" for language in languages])
+    tokenizer.add_special_tokens([token for token in ids if token.startswith("<lang:")])
     return tokenizer
 
 

@@ -10,7 +10,7 @@ from tokenizers import Encoding
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.base import Array, Encoded, Feeds, Side, Task
+from onnxkit.tasks.base import Array, Encoded, Feeds, Task, column_of
 from onnxkit.tasks.tokenizer import length_limit, load_tokenizer, position_offset
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class TextTask(Task):
             made["position_ids"] = np.arange(length, dtype=np.int64) + self._position_offset
         return made
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
-        """Pad rows to the longest of them, at `pad_side` (default: the tokenizer's side)."""
-        side = pad_side or self.setup.padding_side
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
+        """Pad rows to the longest of them, at the tokenizer's side."""
+        side = self.setup.padding_side
         width = self._fixed_length or max(max(row.length for row in rows), 1)
         fill = {"input_ids": self.setup.pad_id, "token_type_ids": self.setup.pad_type_id}
         fill["position_ids"] = max(self._position_offset - 1, 0)
@@ -142,15 +142,9 @@ def text_column(sample: Sample, column: str) -> str:
     Raises:
         InputError: no such column, or no text in it; names the sample's place.
     """
-    value = sample.get(column)
+    value = column_of(sample, column)
     if isinstance(value, str):
         return value
-    if value is None:
-        have = ", ".join(map(str, sample)) or "none"
-        raise InputError(
-            f"{place(sample)}: there is no {column!r} (columns: {have}); "
-            f"rename one with --column {column}=THEIRS"
-        )
     raise InputError(f"{place(sample)}: {column!r} must be a text, not {type(value).__name__}")
 
 

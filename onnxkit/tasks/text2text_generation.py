@@ -11,7 +11,7 @@ from tokenizers import Encoding
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
 from onnxkit.safety import read_json
-from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Side
+from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record
 from onnxkit.tasks.generating import GeneratingTask, Prompt, ids_array
 from onnxkit.tasks.languages import Languages, TaskParameters, languages_of
 from onnxkit.tasks.perplexity import perplexity
@@ -46,7 +46,7 @@ class Text2TextGeneration(GeneratingTask):
     ) -> None:
         super().__init__(model, stop=stop, stop_token=stop_token)
         self.limit = length_limit(model, self.setup)
-        self._start = _decoder_start(model)
+        self._start = decoder_start(model)
         self._parameters = TaskParameters.of(model.config)
         self._prefix = prefix
         self._use_languages(source_lang, target_lang)
@@ -86,9 +86,9 @@ class Text2TextGeneration(GeneratingTask):
             features=row.features, length=row.length, extra=prompt, truncated=row.truncated, where=row.where
         )
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Pad rows to the longest of them: the encoder's inputs."""
-        side = pad_side or self.setup.padding_side
+        side = self.setup.padding_side
         width = max(max(row.length for row in rows), 1)
         fill = {"input_ids": self.setup.pad_id}
         return {
@@ -153,7 +153,7 @@ class Text2TextGeneration(GeneratingTask):
         )
 
 
-def _decoder_start(model: ModelDir) -> int:
+def decoder_start(model: ModelDir) -> int:
     """Return the token that the decoder begins with, as transformers finds it."""
     path = model.path / "generation_config.json"
     own = read_json(path, trust_remote_code=True) if path.is_file() else {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Side
+from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record
 from onnxkit.tasks.chat_template import ChatTemplate, Message, checked_messages
 from onnxkit.tasks.generating import GeneratingTask, Prompt, ids_array
 from onnxkit.tasks.perplexity import perplexity
@@ -120,7 +120,7 @@ class TextGeneration(GeneratingTask):
             raise InputError(f"{where}: the prompt is empty, and the model has no token to begin with")
         return [first]
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Return what computes the prompts: padded at the left, nothing cached before them."""
         width = max(row.length for row in rows)
         ones = [np.ones(row.length, dtype=np.int64) for row in rows]

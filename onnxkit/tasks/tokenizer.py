@@ -24,8 +24,10 @@ _UNLIMITED = 10**20
 
 _POSITIONS_AFTER_PADDING = frozenset(
     (
+        "altclip_text_model",
         "bertweet",
         "camembert",
+        "clap_text_model",
         "data2vec-text",
         "esm",
         "ibert",
@@ -33,6 +35,7 @@ _POSITIONS_AFTER_PADDING = frozenset(
         "lilt",
         "longformer",
         "luke",
+        "markuplm",
         "mpnet",
         "mra",
         "roberta",
@@ -107,6 +110,12 @@ def load_tokenizer(model: ModelDir) -> TokenizerSetup:
     )
 
 
+def padding_side(model: ModelDir) -> Side | None:
+    """Where the directory's tokenizer pads; None where there is no tokenizer."""
+    file = model.path / "tokenizer_config.json"
+    return _side(_optional_json(file).get("padding_side")) if file.exists() else None
+
+
 def length_limit(model: ModelDir, setup: TokenizerSetup, wanted: int | None = None) -> int | None:
     """Return how many tokens a text may have: the least of what `wanted`, tokenizer and model allow.
 
@@ -130,12 +139,12 @@ def length_limit(model: ModelDir, setup: TokenizerSetup, wanted: int | None = No
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens the model's table of positions holds; None when config.json has none."""
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, Mapping) else config
+    parts = (config.get(name) for name in ("text_config", "encoder"))
+    reader = next((part for part in parts if isinstance(part, Mapping)), config)
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        size = text.get(key)
+        size = reader.get(key)
         if isinstance(size, int) and size > 0:
-            return size - position_offset(config)
+            return size - max(position_offset(config), position_offset(reader))
     return None
 
 

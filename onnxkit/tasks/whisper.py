@@ -10,11 +10,13 @@ import numpy as np
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import audio_sample, read_preprocessor, waveform
-from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Side, Task
+from onnxkit.tasks.audio import audio_sample, preprocessor_kind, read_preprocessor, waveform
+from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Task
 from onnxkit.tasks.ctc import Ctc
 from onnxkit.tasks.detokenizer import TextStream
+from onnxkit.tasks.extractors import EXTRACTORS
 from onnxkit.tasks.generating import Generated, GeneratingTask, Prompt, ids_array
+from onnxkit.tasks.transcription import Transcription
 from onnxkit.tasks.whisper_features import LogMel
 from onnxkit.tasks.whisper_rules import TimestampRules, WhisperRule
 from onnxkit.tasks.whisper_segments import Clock, Segment, compression_ratio, split
@@ -115,8 +117,11 @@ class Whisper(GeneratingTask):
 
     @classmethod
     def for_model(cls, model: ModelDir) -> type[Task]:
-        """Return `Ctc` for a model of one graph, which gives a token a frame."""
-        return cls if "encoder" in model.components else Ctc
+        """Return `Ctc` for a model of one graph, which gives a token a frame; `Transcription` for an encoder
+        that reads recordings of any length."""
+        if "encoder" not in model.components:
+            return Ctc
+        return Transcription if preprocessor_kind(model) in EXTRACTORS else cls
 
     def encode(self, sample: Sample) -> Encoded:
         """Read a recording and make the row of its first window: `input_features` float [mels, frames]."""
@@ -135,7 +140,7 @@ class Whisper(GeneratingTask):
         )
         return self._row(_Window(recording=recording, language=self._language), place(sample))
 
-    def collate(self, rows: Sequence[Encoded], *, pad_side: Side | None = None) -> Feeds:
+    def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Stack windows: they are of one length."""
         dtype = self.inputs["input_features"].dtype
         return {"input_features": np.stack([row.features["input_features"] for row in rows]).astype(dtype)}

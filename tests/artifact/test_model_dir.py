@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from onnxkit.artifact import ModelDir, copy_companions
+from onnxkit.artifact import Invocation, ModelDir, copy_companions, seal
 from onnxkit.errors import InputError, UnsafeError, UsageError
 from tests.artifact.conftest import build_model
 
@@ -29,6 +29,17 @@ def test_a_directory_of_ours(ours: Path) -> None:
     assert model.verify_digests() == ("config.json", "model.onnx", "tokenizer.json")
     assert ModelDir.open(ours / "model.onnx") == model
     assert ModelDir.open(str(ours), task="sentence-embedding").task == "sentence-similarity"
+
+
+def test_what_is_of_one_graph_only_does_not_travel(foreign: Foreign, model_bytes: bytes) -> None:
+    """`export.json` tells transformers' loader the types and the weights file of the exported graph."""
+    names = ("config.json", "export.json", "2_Dense/model.safetensors")
+    root = foreign({**dict.fromkeys(names, b"{}"), "model.onnx": model_bytes, "model.onnx.data": b""})
+    seal(
+        root, task="default", components={"model": "model.onnx"}, parent=None, verified=None, measured={},
+        invocation=Invocation(stage="export", argv=("onnxkit", "export", "a", "b"), options={}),
+    )  # fmt: skip
+    assert ModelDir.open(root).companion_names() == ("2_Dense/model.safetensors", "config.json")
 
 
 def test_the_digest_names_content_not_place(ours: Path, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from onnxkit.artifact import check_apart, publish, rename
 from onnxkit.artifact import leftovers as staging_names
 from onnxkit.errors import ResourceError, UnsafeError, UsageError
+from tests.patience import WAIT_S
 
 
 def _names(directory: Path) -> list[str]:
@@ -172,6 +175,17 @@ def test_space_is_checked_before_the_work(tmp_path: Path) -> None:
     assert _names(tmp_path) == []
 
 
+def test_a_need_is_rounded_up_and_what_is_free_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the message says that 0 MB are free and about 0 MB needed."""
+    usage = SimpleNamespace(free=400_000)
+    monkeypatch.setattr("onnxkit.artifact.publishing.shutil.disk_usage", lambda _: usage)
+    with (
+        pytest.raises(ResourceError, match="has 0 MB free, the output needs about 1 MB"),
+        publish(tmp_path / "out", overwrite=False, need_bytes=450_000),
+    ):
+        pytest.fail("the block must not start")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_place(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
@@ -197,6 +211,22 @@ def test_places_that_take_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert _names(tmp_path) == []
 
 
+def test_ctrl_c_right_after_the_staging_directory_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def interrupted(path: Path, *rest: Any, **given: Any) -> None:
+        make(path, *rest, **given)
+        if ".onnxkit-" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path / "a" / "out")
+    assert _names(tmp_path) == []
+
+
 _CHILD = """
 import sys, time
 from pathlib import Path
@@ -204,7 +234,7 @@ from onnxkit.artifact import publish
 with publish(Path(sys.argv[1]), overwrite=False) as staging:
     (staging / "half").write_text("x")
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -219,13 +249,13 @@ def test_what_a_killed_run_left_is_reaped_and_a_live_one_is_not(tmp_path: Path) 
     live, killed = _child(out), _child(out)
     try:
         killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
+        killed.wait(WAIT_S)
         assert len(_names(tmp_path)) == 2
         _write(out)
         assert [name for name in _names(tmp_path) if f"-{live.pid}-" in name] and len(_names(tmp_path)) == 2
     finally:
         live.send_signal(signal.SIGINT)
-        live.communicate(timeout=20)
+        live.communicate(timeout=WAIT_S)
     assert _names(tmp_path) == ["out"]
 
 

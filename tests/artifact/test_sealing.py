@@ -103,3 +103,32 @@ def test_a_bad_epoch_and_a_missing_component(
             measured={},
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "cuda"),
+    [
+        ([("optimize", {"ep": "cpu"})], False),
+        ([("optimize", {"ep": "cuda"})], True),
+        ([("optimize", {"ep": "CUDAExecutionProvider"}), ("quantize", {"target": None})], True),
+        ([("optimize", {"ep": "cuda"}), ("quantize", {"target": "avx2"})], False),
+        ([("optimize", {"ep": "cpu"}), ("quantize", {"target": "cuda"})], True),
+    ],
+)
+def test_genai_opens_the_graph_with_the_provider_that_it_was_written_for(
+    stages: list[tuple[str, dict[str, str | None]]], cuda: bool, ours: Path, tmp_path: Path
+) -> None:
+    source = ModelDir.open(ours)
+    for number, (stage, options) in enumerate(stages):
+        with publish(tmp_path / str(number), overwrite=False) as staging:
+            copy_companions(source, staging)
+            (staging / "model.onnx").write_bytes(source.model_file.read_bytes())
+            if not number:
+                (staging / "genai_config.json").write_text('{"model": {"decoder": {}}, "search": {}}')
+            seal(
+                staging, task=source.task, components={"model": "model.onnx"}, parent=source, measured={},
+                invocation=Invocation(stage=stage, options=options), verified=None,
+            )  # fmt: skip
+        source = ModelDir.open(tmp_path / str(number))
+    written = json.loads((source.path / "genai_config.json").read_text())
+    assert bool(written["model"]["decoder"]["session_options"].get("provider_options")) == cuda

@@ -66,6 +66,13 @@ def test_an_unknown_name_offers_near_ones() -> None:
         ("BlipForConditionalGeneration", "image-to-text"),
         ("VisionEncoderDecoderModel", "image-to-text"),
         ("DeiTForImageClassificationWithTeacher", "image-classification"),
+        ("EncoderDecoderModel", "text2text-generation"),
+        ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
+        ("FlaubertWithLMHeadModel", "fill-mask"),
+        ("XLMForQuestionAnsweringSimple", "question-answering"),
+        ("BertForPreTraining", "fill-mask"),
+        ("Wav2Vec2ForPreTraining", "feature-extraction"),
+        ("ViTMAEForPreTraining", "image-feature-extraction"),
         ("SomethingElse", None),
     ],
 )

@@ -219,6 +219,7 @@ def test_commands_of_a_chat(chatty: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert ended.records == []
     (tmp_path / "there").touch()
     chat(monkeypatch, chatty, f"/save {tmp_path / 'there'}\n").fails(2, "exists")
+    chat(monkeypatch, chatty, f"/save {tmp_path / 'none' / 'x'}\n").fails(2, "there is no directory")
 
 
 def test_a_chat_that_fills_the_context(chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +245,7 @@ def test_the_first_interruption_is_noted_and_the_second_raised() -> None:
         ([], 2, "nothing to run"),
         (["a" * 80], 3, "81 tokens, and the model's context is 64"),
         (["hi", "--stop-token", "<end>"], 2, "no such token"),
+        (["hi", "--stop", ""], 2, "--stop: the text is empty"),
         (["hi", "--temperature", "-1"], 2, "--temperature"),
         (["hi", "--max-new-tokens", "0"], 2, "--max-new-tokens"),
         (["hi", "--max-new-tokens", "5", "--max-length", "9"], 2, "--max-length"),

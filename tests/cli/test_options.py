@@ -30,7 +30,7 @@ def test_pairs_come_back(pairs: dict[str, str]) -> None:
     assert options.split_pairs(written, "--column") == pairs
 
 
-@pytest.mark.parametrize("items", [["text"], ["=x"], ["a=1", "a=2"]])
+@pytest.mark.parametrize("items", [["text"], ["=x"], ["a=1", "a=2"], ["a=1", " a=2"]])
 def test_bad_pairs_name_their_option(items: list[str]) -> None:
     with pytest.raises(UsageError, match="--column"):
         options.split_pairs(items, "--column")

@@ -14,6 +14,7 @@ from onnxkit import Predictor
 from onnxkit.cli.app import execute
 from onnxkit.cli.console import Console
 from onnxkit.cli.subtitles import subtitles
+from onnxkit.errors import UsageError
 from tests.speech import RATE, ctc_dir, tone
 
 
@@ -50,6 +51,18 @@ def test_records_and_subtitles(model, recording):
     first = expected["segments"][0]
     assert f"{first['start_s']:.2f}-{first['end_s']:.2f}" in out
     assert first["text"].split()[0] in out
+
+
+@pytest.mark.parametrize("option", [["--language", "de"], ["--translate"], ["--num-beams", "2"]])
+def test_an_option_of_whisper_is_refused_with_the_reason(model, recording, option):
+    code, out, err = run(model, recording, *option)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {option[0]} does not apply: this is a CTC model (it spells what it hears: no language "
+        "tokens, no translation, no generation)\n"
+    )
+    with pytest.raises(UsageError, match=r"^a CTC model .* has no option 'language'; it takes timestamps$"):
+        Predictor(model, language="de")
 
 
 def test_a_folder_of_recordings(model, recording):

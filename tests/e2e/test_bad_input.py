@@ -117,6 +117,9 @@ def test_a_task_that_the_model_does_not_have(langid: Artifact) -> None:
         ["run", "DIR", "x", "--pooling", "cls"],
         ["run", "DIR"],
         ["run", "DIR", "--inputs", "x.npz", "--top-k", "2"],
+        ["run", "DIR", "--inputs", "x.npz", "--overwrite"],
+        ["run", "DIR", "--inputs", "x.npz", "--output", "none/y.npz"],
+        ["run", "DIR", "x", "--top-k", "0"],
         ["quantize", "DIR", "OUT", "--samples", "3"],
         ["quantize", "DIR", "OUT", "--scheme", "int8-static"],
         ["quantize", "DIR", "OUT", "--exclude", "nothing-is-called-so"],
@@ -126,6 +129,8 @@ def test_a_task_that_the_model_does_not_have(langid: Artifact) -> None:
         ["profile", "DIR", "--runs", "3", "--seconds", "1"],
         ["profile", "DIR", "--batch", "1,x"],
         ["profile", "DIR", "--overwrite"],
+        ["profile", "DIR", "--trace", "none/t.json"],
+        ["profile", "DIR", "--trace", "t.json", "--no-operators"],
     ],
 )
 def test_an_option_that_does_not_apply_or_makes_no_sense(

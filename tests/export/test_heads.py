@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from onnxkit.errors import InputError, UnsafeError
-from onnxkit.export.heads import POOLINGS, sentence_head
+from onnxkit.export.heads import POOLINGS, LastEnd, sentence_head
 from onnxkit.safety import read_modules
+from tests.tiny_models import BY_NAME
 
 Array = np.ndarray[Any, Any]
 
@@ -146,3 +147,23 @@ def test_pickled_dense_weights_need_consent(tmp_path: Path) -> None:
     tokens = torch.ones(1, 1, 32)
     out = head.outputs(SimpleNamespace(last_hidden_state=tokens), {"attention_mask": torch.ones(1, 1)})
     torch.testing.assert_close(out["sentence_embedding"], torch.tanh(weight.sum(1))[None])
+
+
+@pytest.mark.parametrize("stem", ["Bart", "T5"])
+def test_an_encoder_decoder_classifies_at_the_last_end_token(stem: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{stem}Config")(**BY_NAME[f"{stem.lower()}-seq2seq"].settings)
+    model = getattr(transformers, f"{stem}ForSequenceClassification")(config).eval()
+    end, pad = config.eos_token_id, config.pad_token_id
+    rows = torch.tensor([[5, end, 7, 8, end], [9, end, end, pad, pad], [pad, pad, end, 7, end]])
+    inputs = {"input_ids": rows, "attention_mask": (rows != pad).long()}
+    with torch.no_grad():
+        expected, found = model(**inputs).logits, LastEnd()(model, inputs)["logits"]
+        torch.testing.assert_close(found, expected)
+        other = {name: torch.cat([value, value[:1]]) for name, value in inputs.items()}
+        other["input_ids"][0, 1] = 6  # one end token, where the others have two
+        mixed = LastEnd()(model, other)["logits"]
+        alone = LastEnd()(model, {name: value[:1] for name, value in other.items()})["logits"]
+        torch.testing.assert_close(mixed[:1], alone)
+        torch.testing.assert_close(mixed[1:3], expected[1:])

@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from onnxkit.errors import InputError
 from onnxkit.export.checkpoint import Access, open_checkpoint
 from onnxkit.export.hooks import IMPLEMENTATION
+from onnxkit.export.parts import encoder_of
 from onnxkit.export.plan import Plan, make_plan
 from onnxkit.export.signature import graph_inputs
 from onnxkit.export.trace import empty_model
-from tests.tiny_models import BY_NAME
+from tests.tiny_models import BY_NAME, save_tiny
 
 TEXT, IMAGE = BY_NAME["bert"].settings, BY_NAME["vit"].settings
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1}
 AST = {"num_hidden_layers": 1, "hidden_size": 32, "max_length": 64, "num_mel_bins": 32}
 
 
@@ -51,6 +53,21 @@ def test_spectrograms_of_one_length() -> None:
     assert (given.name, given.axes) == ("input_values", ("batch_size", 64, 32))
 
 
+def test_audio_of_any_length() -> None:
+    settings = {name: dict(BY_NAME[f"{name}-speech"].settings) for name in ("moonshine", "speech2text")}
+    wave, mask = graph_inputs(encoder_of(build("Moonshine", **settings["moonshine"])), {})
+    assert (wave.name, wave.axes, mask.axes) == ("input_values", *[("batch_size", "num_samples")] * 2)
+    (alone,) = graph_inputs(
+        encoder_of(build("Moonshine", **settings["moonshine"])), {"return_attention_mask": False}
+    )
+    assert alone == wave
+    banks, mask = graph_inputs(encoder_of(build("Speech2Text", **settings["speech2text"])), {})
+    assert (banks.name, banks.axes) == ("input_features", ("batch_size", "num_frames", 20))
+    assert mask.axes == ("batch_size", "num_frames")
+    pairs, _ = graph_inputs(build("Wav2Vec2Bert", **SMALL, feature_projection_input_dim=160), {})
+    assert pairs.axes == ("batch_size", "num_frames", 160)
+
+
 def test_what_a_model_needs_besides_is_named() -> None:
     model = build("Siglip2Vision", num_patches=16, hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
     with pytest.raises(InputError, match="pixel_attention_mask, spatial_shapes"):
@@ -73,6 +90,34 @@ def test_a_classifier_on_one_of_two_towers(tmp_path: Path) -> None:
     assert plan.parts[0].signature.inputs[0].axes == ("batch_size", 3, 32, 32)
 
 
+def test_patches_of_any_shape_are_refused() -> None:
+    vision = {**SMALL, "patch_size": 8, "num_patches": 16}
+    config = transformers.Siglip2Config(
+        vision_config=vision, text_config={**TEXT, "max_position_embeddings": 16}
+    )
+    make: Any = transformers.Siglip2ForImageClassification._from_config
+    with pytest.raises(InputError, match="Siglip2ForImageClassification takes pixel_values, spatial_shapes"):
+        graph_inputs(empty_model(make, config, dtype=torch.float32), {})
+
+
+def test_two_models_as_encoder_and_decoder(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(save_tiny("bert2bert-seq2seq", tmp_path)), Access())
+    plan = make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
+    encoder, decoder = plan.parts
+    assert plan.task == "text2text-generation"
+    assert [given.name for given in encoder.signature.inputs] == ["input_ids", "attention_mask"]
+    assert decoder.signature.outputs[0] == "logits"
+
+
+def test_an_encoder_that_is_a_plain_module(tmp_path: Path) -> None:
+    settings = {**BY_NAME["bart-seq2seq"].settings, "src_vocab_size": 128, "tgt_vocab_size": 128}
+    config = transformers.FSMTConfig(**settings, langs=["en", "de"])
+    transformers.FSMTForConditionalGeneration(config).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path), Access())
+    with pytest.raises(InputError, match="does not keep the keys and values of its cross-attention"):
+        make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
+
+
 def test_attention_that_is_looked_up_in_a_table() -> None:
     model = build("Data2VecVision", **IMAGE)
     layer = model.encoder.layer[0].attention.attention
@@ -85,7 +130,17 @@ def test_a_task_that_export_does_not_cover(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(str(tmp_path), Access())
-    with pytest.raises(InputError, match="image-segmentation export does not cover"):
+    offered = "image-classification, image-feature-extraction$"
+    with pytest.raises(InputError, match=f"image-segmentation export does not cover: .*export: {offered}"):
+        make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
+
+
+def test_a_model_that_export_covers_no_task_of(tmp_path: Path) -> None:
+    config = {"model_type": "depth_anything", "architectures": ["DepthAnythingForDepthEstimation"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(str(tmp_path), Access())
+    with pytest.raises(InputError, match="does not cover; it covers no other task of this model"):
         make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
 
 

@@ -141,15 +141,18 @@ def decoder(*, shared: bool = False, keep: bool = True, cross: bool = False, cac
     return content
 
 
-def encoder(*, projected: bool = True) -> bytes:
-    """Return the encoder of `decoder(cross=True)`: embeddings, and (`projected`) their keys and values."""
+def encoder(*, projected: bool = True, mask_out: str = "mask_out") -> bytes:
+    """Return the encoder of `decoder(cross=True)`: embeddings, and (`projected`) their keys and values.
+
+    With `mask_out="encoder_attention_mask"` it says itself which of its positions count, as those of audio.
+    """
     g = Graph()
     g.add("Tanh", g.add("Gather", "E", "input_ids"), out="last_hidden_state")
     # The mask is a declared input, which the ecosystem feeds; it says nothing to single embeddings.
-    g.add("Identity", "attention_mask", out="mask_out")
+    g.add("Identity", "attention_mask", out=mask_out)
     outputs: dict[str, tuple[int, list[Any]]] = {
         "last_hidden_state": (TensorProto.FLOAT, ["B", "X", WIDTH]),
-        "mask_out": (TensorProto.INT64, ["B", "X"]),
+        mask_out: (TensorProto.INT64, ["B", "X"]),
     }
     if projected:
         outputs |= _project(g, "last_hidden_state")

@@ -98,7 +98,7 @@ def test_decoders(decoder: tuple[Any, Path], form: str) -> None:
         {},
         {"repetition_penalty": 1.5},
         {"num_beams": 3, "num_return_sequences": 2},
-        {},
+        {"encoder_repetition_penalty": 3.0, "encoder_no_repeat_ngram_size": 2},
         {"num_beams": 2},
     ]
     options = [{"max_new_tokens": 6 + index, **extra} for index, extra in enumerate(extras)]

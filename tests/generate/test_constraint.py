@@ -218,6 +218,8 @@ def test_a_sentencepiece_tokenizer_works(what: dict[str, str], parses: Callable[
         ({"grammar": "start: foo"}, r'--grammar is not possible: .*unknown name: "foo"'),
         ({"json_schema": "{"}, r"--json-schema is not JSON: .*line 1 column 2"),
         ({"json_schema": '{"type": "strin"}'}, "--json-schema is not possible: Invalid type: strin"),
+        ({"json_schema": "false"}, "--json-schema is not possible: a schema is an object"),
+        ({"json_schema": "[]"}, "--json-schema is not possible: a schema is an object"),
         ({"json_schema": '{"type": "integer", "minimum": 5, "maximum": 2}'}, "Unsatisfiable schema"),
         ({"json_schema": '{"type": "array", "uniqueItems": true}'}, "Unimplemented keys"),
         ({}, "give one of"),

@@ -276,6 +276,35 @@ class TestEncoderDecoder:
         assert [array.shape[0] for array in cross._content] == [2] * len(held)
         assert cross._mask is not None and cross._mask.tolist() == [[1, 0], [1, 0]]
 
+    def test_encoders_that_hear_their_padding_get_none(self) -> None:
+        decoder = Decoder(open_session(graphs.decoder(cross=True)), {})
+        encoder = Encoder(open_session(graphs.encoder(mask_out="encoder_attention_mask")), decoder.roles)
+        rows = [{"input_ids": np.array(ids)} for ids in ([3, 4, 9], [5])]
+        cross = encoder.run(rows)
+        assert cross._mask is not None and cross._mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+        for together, *alone in zip(
+            cross._content, *(encoder.run([row])._content for row in rows), strict=True
+        ):
+            for row, single in enumerate(alone):
+                length = single.shape()[2]
+                np.testing.assert_array_equal(together[row, :, :length], single.numpy()[0])
+                assert not together[row, :, length:].any()
+        prompts_ = [dataclasses.replace(request(1, max_new_tokens=4), encoder=row) for row in rows]
+        found = dict(Engine(decoder, encoder, limit=graphs.CONTEXT, batch_size=2).generate(prompts_))
+        assert [tokens(found[i]) for i in (0, 1)] == [
+            [graphs.greedy([1], 4, source)] for source in ([3, 4, 9], [5])
+        ]
+
+    def test_waveforms_count_by_frames(self) -> None:
+        sizes = {"limit": 8, "slot_bytes": 0, "encoder_slot_bytes": 1, "logits_bytes": 0}
+        wave = {"input_values": np.zeros(16_000, np.float32), "attention_mask": np.ones(16_000, np.int64)}
+        banks = {"input_features": np.zeros((300, 80), np.float32)}
+        taken = [
+            Budget(**sizes).row_bytes(dataclasses.replace(request(1), encoder=given), 1)
+            for given in (wave, banks)
+        ]
+        assert taken == [100, 300]
+
     def test_scores(self, seq2seq: Engine) -> None:
         target, source = [1, 5, 6, 30, 2], [3, 4]
         found = seq2seq.score(np.array(target), encoder={"input_ids": np.array(source)})

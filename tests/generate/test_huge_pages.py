@@ -8,6 +8,7 @@ import pytest
 
 from onnxkit.generate import huge_pages
 from onnxkit.generate.huge_pages import HugePages
+from tests.patience import WAIT_S
 
 
 def test_a_short_run_pays_nothing_and_a_long_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +26,7 @@ def test_a_short_run_pays_nothing_and_a_long_one_once(monkeypatch: pytest.Monkey
     pages.spent(1.5)
     assert not calls
     pages.spent(1.0)
-    assert moved.wait(5)
+    assert moved.wait(WAIT_S)
     pages.spent(100.0)
     assert calls == [1]
 

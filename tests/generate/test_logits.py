@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxkit.generate.line import line_processors
 from onnxkit.generate.logits import constrained, processors
 from onnxkit.generate.options import GenerationOptions
+from onnxkit.generate.request import Request
 
 VOCABULARY = 13
 TOKENS = st.integers(0, VOCABULARY - 1)
@@ -69,7 +71,7 @@ def theirs(
     steps = model._get_logits_processor(
         generation_config=config,
         input_ids_seq_length=prompt,
-        encoder_input_ids=torch.tensor([source if source is not None else history]),
+        encoder_input_ids=torch.tensor([history[:prompt] if source is None else source]),
         device="cpu",
         model_kwargs={},
     )
@@ -92,7 +94,7 @@ def ours(
         vocabulary=VOCABULARY,
         prompt_length=prompt,
         max_new_tokens=most,
-        encoder_ids=None if source is None else np.array(source),
+        read=np.array(history[:prompt] if source is None else source),
     )
     before = logits.copy()
     result = process(np.array(history), logits)
@@ -137,8 +139,6 @@ def test_every_step_and_their_order_equal_transformers(data: st.DataObject, chos
     most = data.draw(st.integers(len(history) - prompt + 1, 14))
     source = data.draw(st.one_of(st.none(), st.lists(TOKENS, min_size=1, max_size=8)))
     logits = np.array(data.draw(st.lists(LOGIT, min_size=VOCABULARY, max_size=VOCABULARY)), np.float32)
-    if source is None:
-        chosen = {name: value for name, value in chosen.items() if not name.startswith("encoder")}
     arguments = (chosen, history, prompt, most, source, logits)
     np.testing.assert_allclose(ours(*arguments), theirs(*arguments), rtol=2e-6, atol=1e-6)
 
@@ -181,11 +181,18 @@ def test_ids_beyond_the_logits_are_passed_over() -> None:
         bad_words_ids=((99,), (1, 99)),
         eos_token_ids=(99,), min_new_tokens=3, encoder_repetition_penalty=2.0,
     )  # fmt: skip
-    process = processors(
-        options, vocabulary=5, prompt_length=1, max_new_tokens=9, encoder_ids=np.array([7, 2])
-    )
+    process = processors(options, vocabulary=5, prompt_length=1, max_new_tokens=9, read=np.array([7, 2]))
     result = process(np.array([99, 1]), np.ones(5, np.float32))
     np.testing.assert_array_equal(result, np.array([1, -np.inf, 2, -np.inf, 1], np.float32))
+
+
+def test_without_an_encoder_the_prompt_is_what_was_read() -> None:
+    options = GenerationOptions(encoder_no_repeat_ngram_size=1, encoder_repetition_penalty=2.0)
+    process = line_processors(Request(prompt=np.array([3, 4]), options=options), vocabulary=6, budget=9)
+    result = process(np.array([3, 4, 5]), np.ones(6, np.float32))
+    np.testing.assert_array_equal(result, np.array([1, 1, 1, -np.inf, -np.inf, 1], np.float32))
+    recording = Request(prompt=np.array([3]), encoder={"input_features": np.zeros((1, 1))}, options=options)
+    assert not line_processors(recording, vocabulary=6, budget=9)
 
 
 def test_rows_of_one_batch_may_differ() -> None:

@@ -90,6 +90,14 @@ def test_what_fails_is_said_after_the_answers_before_it(folder: Path, tmp_path: 
         next(stream)
 
 
+def test_a_prompt_that_fills_the_context_is_said_after_the_answers_before_it(folder: Path) -> None:
+    made = generator(folder, max_new_tokens=2, batch_size=4)
+    answers = made.answers(["ab", "cd", "a" * 64, "ef"])
+    assert [next(answers).record["text"] for _ in range(2)] == texts(made, ["ab", "cd"])
+    with pytest.raises(InputError, match=r"^sample 2: the prompt has"):
+        next(answers)
+
+
 def test_text_as_it_comes_is_the_record_s(folder: Path) -> None:
     said: list[str] = []
     assert texts(generator(folder), ["hello"], on_text=said.append) == ["".join(said)]

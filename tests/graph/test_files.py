@@ -1,4 +1,4 @@
-"""Saving and loading: nothing but the graph and the regions in the file, weights inside or beside it."""
+"""Saving and loading: the graph, its regions, its own key/value pairs; weights in the file or beside it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_no_value_info_and_no_foreign_metadata(saved: Path, tmp_path: Path) -> None:
+def test_no_value_info_and_no_exporter_s_notes(saved: Path, tmp_path: Path) -> None:
     model = files.load_model(saved)
     node = next(iter(model.graph))
     node.metadata_props["namespace"] = "secret"
     node.outputs[0].shape, node.outputs[0].dtype = ir.Shape([2, 3]), ir.DataType.FLOAT
-    model.metadata_props["author"] = "secret"
+    model.metadata_props["pkg.torch.export.ExportedProgram.graph_signature"] = "secret"
     model.graph.doc_string = "secret"
     files.save_model(model, tmp_path / "again.onnx")
     written = (tmp_path / "again.onnx").read_bytes()
     assert b"secret" not in written
     assert not onnx.load_from_string(written).graph.value_info
+
+
+def test_key_value_pairs_of_the_model_stay(saved: Path, tmp_path: Path) -> None:
+    """Programs read labels, alphabets, strides and sampling rates from them."""
+    model = files.load_model(saved)
+    model.metadata_props["names"] = "{0: 'cat'}"
+    files.save_model(model, tmp_path / "again.onnx")
+    assert open_session(tmp_path / "again.onnx").metadata["names"] == "{0: 'cat'}"
 
 
 def test_large_weights_stand_beside_the_graph(

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxkit.errors import InputError
-from onnxkit.measure.cases import Shape, check_shape, longest_sequence, make_feeds, random_cases
+from onnxkit.measure.cases import (
+    Shape,
+    check_shape,
+    longest_sequence,
+    make_feeds,
+    random_cases,
+    ten_seconds,
+)
 from onnxkit.measure.geometry import Geometry, geometry
 from onnxkit.runtime import TensorSpec
 
@@ -51,6 +58,28 @@ def test_text_cases_cover_what_breaks_graphs() -> None:
         assert not np.isin(feeds["input_ids"][real], [1, 3]).any()
         assert (feeds["input_ids"][~real] == 3).all()
         assert set(np.unique(feeds["token_type_ids"])) <= {0, 1}
+
+
+def floats(name: str, *shape: int | str | None) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+def test_a_recurrent_state_has_its_batch_second() -> None:
+    """silero-vad: [layers, batch, width], where the batch has no name, beside a waveform."""
+    found = cases({}, floats("input", None, None), floats("state", 2, None, 128))
+    assert found["batch 4"]["state"].shape == (2, 4, 128)
+    assert found["batch 4"]["input"].shape == (4, 256)
+    fixed = cases({}, floats("input", "batch_size", 3, "frames", 160), floats("h0", 4, 1, 64))
+    assert list(fixed) == ["batch 1"] and fixed["batch 1"]["h0"].shape == (4, 1, 64)
+
+
+def test_an_image_is_known_by_its_channels() -> None:
+    """PaddleOCR's x [?, 3, ?, ?]: sides that graphs pool by 32; also with the channels last."""
+    found = cases({}, floats("x", None, 3, None, None))
+    assert found["batch 4"]["x"].shape == (4, 3, 64, 64)
+    assert found["image 128 x 64"]["x"].shape == (1, 3, 128, 64)
+    last = cases({}, floats("serving_default", None, None, None, 3))
+    assert last["image 128 x 64"]["serving_default"].shape == (1, 128, 64, 3)
 
 
 def test_seeds() -> None:
@@ -94,7 +123,16 @@ def test_audio() -> None:
     found = cases({"num_mel_bins": 80, "max_source_positions": 50}, whisper)
     assert found["batch 1"]["input_features"].shape == (1, 80, 100)
     wave = TensorSpec(name="input_values", dtype="float32", shape=(BATCH, "samples"))
-    assert cases({}, wave)["batch 4"]["input_values"].shape == (4, 400 + 320 * 16)
+    assert cases({}, wave)["batch 4"]["input_values"].shape == (4, 960 + 384 * 16)
+
+
+def test_frames_and_their_mask() -> None:
+    banks = TensorSpec(name="input_features", dtype="float32", shape=(BATCH, "frames", 20))
+    found = cases({"max_source_positions": 600}, banks, ids("attention_mask"))
+    assert found["right padding"]["input_features"].shape == (3, 16, 20)
+    assert found["right padding"]["attention_mask"].shape == (3, 16)
+    assert ten_seconds([banks]) == 1000
+    assert ten_seconds([ids("input_ids")]) is None
 
 
 def test_a_past_and_its_mask() -> None:

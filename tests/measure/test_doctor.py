@@ -1,16 +1,14 @@
-"""The doctor, and metrics."""
+"""The doctor."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from onnxkit.errors import EnvironmentProblem
 from onnxkit.measure import doctor, examine
-from onnxkit.measure.evaluate import evaluate
 from onnxkit.runtime import opset_ceiling
 
 
@@ -46,27 +44,3 @@ def test_two_wheels_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_package_comes_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_PACKAGES", {"onnxkit-no-such-package": "export"})
     assert any('pip install "onnxkit[export]"' in line for line in examine().advice)
-
-
-def test_evaluate_streams_and_keeps_only_the_truth() -> None:
-    seen: dict[str, Any] = {}
-
-    class FakePredictor:
-        class task:
-            needs_labels = True
-
-            @staticmethod
-            def metric(records: list[Any], samples: list[Any]) -> str:
-                seen.update(records=records, samples=samples)
-                return "the metric"
-
-        @staticmethod
-        def stream(samples: Iterable[Any]) -> Iterator[dict[str, Any]]:
-            for index, sample in enumerate(samples):
-                yield {"index": index, "label": sample["text"]}
-
-    samples = ({"text": name, "label": name, "image": object()} for name in "ab")
-    predictor: Any = FakePredictor()
-    assert evaluate(predictor, samples) == "the metric"
-    assert seen["samples"] == [{"text": "a", "label": "a"}, {"text": "b", "label": "b"}]
-    assert [record["label"] for record in seen["records"]] == ["a", "b"]

@@ -286,6 +286,12 @@ def test_bfloat16_is_checked_as_float32(tmp_path, ep, fused):
         optimize(tmp_path / "in", tmp_path / "other", level=4)
 
 
+def test_a_copy_of_bfloat16_is_checked_as_float32_too(tmp_path):
+    change = optimize(bfloat16(tmp_path / "in"), tmp_path / "out", level=0).components[0]
+    assert change.check.passed and change.check.worst == 0
+    assert (tmp_path / "out/model.onnx").read_bytes() == (tmp_path / "in/model.onnx").read_bytes()
+
+
 def test_weights_over_the_threshold_go_beside_the_graph(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "EMBEDDED_BYTES", 1000)
     source = directory(tmp_path / "in")

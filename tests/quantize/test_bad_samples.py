@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from tokenizers import Tokenizer
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError
 from onnxkit.generate import Engine
+from onnxkit.inputs import read_samples
 from onnxkit.measure.agreement import run_case
 from onnxkit.measure.divergence import Reference, windows
 from onnxkit.predictor import Predictor
 from onnxkit.progress import Progress
-from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
+from onnxkit.quantize import QuantizeOptions, analyze_model, half, quantize_model, stage
 from onnxkit.quantize.calibration.data import read_data
+from onnxkit.quantize.calibration.statistics import gather
 from onnxkit.runtime import open_session
 from tests.generating_models import language_model, translator
 from tests.quantize.graphs import ONE
@@ -73,6 +76,25 @@ def test_a_text_that_does_not_run_is_named(tmp_path, scheme, use):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.txt", "good.txt", "in"]
 
 
+@pytest.mark.parametrize("scheme", ["fp16", "bf16"])
+def test_half_precision_blames_a_sample_with_the_model_that_was_given(tmp_path, scheme, monkeypatch):
+    opened = []
+
+    def opening(model, *rest, **given):
+        opened.append(model)
+        return open_session(model, *rest, **given)
+
+    for module in (half, stage):
+        monkeypatch.setattr(module, "open_session", opening)
+    source = strange(text_classifier(tmp_path / "in"))
+    wanted = QuantizeOptions(scheme=scheme, threads=1, eval=texts(tmp_path / "bad.txt"))
+    with pytest.raises(
+        InputError, match=rf"bad\.txt:{BAD}: {source}/model\.onnx: Gather node .*leave it out$"
+    ):
+        quantize_model(source, tmp_path / "out", wanted)
+    assert opened == [source / "model.onnx"]
+
+
 def test_an_analysis_names_it(tmp_path):
     source = strange(text_classifier(tmp_path / "in"))
     with pytest.raises(InputError, match=rf"bad\.txt:{BAD}: .*leave it out$"):
@@ -83,6 +105,23 @@ def test_the_predictor_names_the_row_of_a_batch(tmp_path):
     predictor = Predictor(strange(text_classifier(tmp_path / "in")), runtime=ONE)
     with pytest.raises(InputError, match=r"^sample 2: .*leave it out$"):
         predictor(["good film", "bad day", "zzz", "a cat sat"])
+
+
+@pytest.mark.parametrize("make", [language_model, translator])
+@pytest.mark.parametrize("given", [{"batch_size": 8}, {"batch_size": 2}, {"speculate": "ngram"}])
+def test_a_generator_names_the_prompt(tmp_path, make, given):
+    predictor = Predictor(strange(make(tmp_path / "in")), runtime=ONE, max_new_tokens=2, **given)
+    stream = predictor.stream(read_samples(texts(tmp_path / "bad.txt")))
+    with pytest.raises(InputError, match=rf"^\S*bad\.txt:{BAD}: .*; mend this sample or leave it out$"):
+        list(stream)
+
+
+@pytest.mark.parametrize("make", [language_model, translator])
+def test_a_score_names_the_text(tmp_path, make):
+    predictor = Predictor(strange(make(tmp_path / "in")), runtime=ONE)
+    samples = [{"text": line, "target": "a good film"} for line in ("good film", "a zzz")]
+    with pytest.raises(InputError, match=r"^sample 1: .*leave it out$"):
+        list(predictor.score(samples))
 
 
 @pytest.mark.parametrize("make", [language_model, translator])
@@ -125,3 +164,10 @@ def test_a_divergence_names_the_text(tmp_path, ids):
     with pytest.raises(InputError, match=r"^prose\.txt:3: .*leave it out$"):
         Reference(engine, found).compare(engine)
     assert [dataclasses.asdict(window)["where"] for window in found] == ["prose.txt:3"]
+
+
+def test_a_tensor_of_a_wrong_width_is_named():
+    """Where only inputs of the graph are looked at, it is not run, and ONNX Runtime does not say so."""
+    run = SimpleNamespace(tokens=lambda _: np.ones((1, 63), np.float32), where="c.npz, row 1")
+    with pytest.raises(InputError, match=r"c\.npz, row 1: 'x' has shape \(1, 63\); the model takes 64 wide"):
+        gather([run], {"x": 64}, hessians=False)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from onnxkit.artifact import ModelDir, copy_companions
+from onnxkit.errors import InputError
 from onnxkit.measure.evaluate import SMALLEST_SLICE, Evaluation, evaluate_slices
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import read_data
@@ -80,6 +81,14 @@ def test_a_language_model_is_measured_by_its_divergence(tmp_path, quick):
     assert coarse.metric is not None and coarse.metric > 1.0  # perplexity
     assert (coarse.cosine is None) == quick
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.txt", "in"]
+
+
+def test_text_that_predicts_nothing_is_refused_by_its_name(tmp_path, monkeypatch):
+    """An encoder-decoder that answers with the end alone, for instance."""
+    _, bench = language(tmp_path, quick=False)
+    monkeypatch.setattr("onnxkit.quantize.search.bench.text_windows", lambda *_: [])
+    with pytest.raises(InputError, match=r"eval\.txt: no text of two tokens or more"):
+        bench.divergence(tmp_path / "in")
 
 
 def test_outputs_are_compared_as_numpy_would(tmp_path):

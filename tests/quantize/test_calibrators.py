@@ -53,9 +53,21 @@ def ragged_batches(draw_from):
     ]
 
 
+def together(batches) -> list[np.ndarray]:
+    """Batches of at least 1024 values, but for the last."""
+    made = [np.empty(0, np.float32)]
+    for batch in batches:
+        if made[-1].size >= 1024:
+            made.append(np.empty(0, np.float32))
+        made[-1] = np.concatenate([made[-1], batch.ravel()])
+    return made
+
+
 def naive_moving_average(batches) -> Range:
-    weights = np.array([0.01 * 0.99 ** (len(batches) - number) for number in range(1, len(batches) + 1)])
-    lows, highs = np.array([[b.min(), b.max()] for b in batches], np.float64).T
+    joined = together(batches)
+    shares = np.array([0.01 * min(1, batch.size / 1024) for batch in joined])
+    weights = shares * np.array([np.prod(1 - shares[number + 1 :]) for number in range(len(shares))])
+    lows, highs = np.array([[b.min(), b.max()] for b in joined], np.float64).T
     return Range(low=float(lows @ weights / weights.sum()), high=float(highs @ weights / weights.sum()))
 
 
@@ -228,9 +240,17 @@ def test_a_few_outliers_do_not_take_the_range():
 
 
 def test_the_first_sample_counts_no_more_than_others():
-    batches = [np.full(3, value, np.float32) for value in (100.0, *[1.0] * 63)]
+    batches = [np.full(1024, value, np.float32) for value in (100.0, *[1.0] * 63)]
     assert calibrated("moving-average", batches).high < 3
-    assert MovingAverage.parameters() == {"averaging": 0.01}
+    assert MovingAverage.parameters() == {"averaging": 0.01, "enough": 1024}
+
+
+@pytest.mark.parametrize("size", [8, 64, 500])
+def test_small_samples_are_not_clipped_at_the_mean_of_their_extremes(size):
+    batches = [draw("normal", seed, size) for seed in range(200)]
+    values = np.concatenate(batches)
+    error = mean_square_error(values, calibrated("moving-average", batches))
+    assert error < 5 * mean_square_error(values, calibrated("mse", batches))
 
 
 def test_the_runs_of_one_sample_count_once():

@@ -34,6 +34,10 @@ def blocks(scales: np.ndarray) -> ir.Model:
 
 def test_finite_scales_and_infinite_masks_pass():
     check_weights(blocks(random(2, 1)), WHERE)
+    table = random(4, 2)
+    table[0] = -np.inf  # Graphormer's: what is out of reach is masked by a table of distances
+    nodes = [helper.make_node("Gather", ["t", "x"], ["y"], name="mask")]
+    check_weights(ir.from_proto(proto(nodes, {"t": table}, inputs={"x": [3]}, ids=True)), WHERE)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 from PIL import Image
 from tokenizers import processors
 
@@ -18,12 +20,12 @@ from onnxkit.predictor import Predictor
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet, read_data, reservoir, split
 from onnxkit.quantize.calibration.raw import single_rows
-from onnxkit.quantize.calibration.token_rows import token_rows
+from onnxkit.quantize.calibration.token_rows import MOST_GENERATED, token_rows
 from onnxkit.runtime import TensorSpec
 from tests.generating_models import TEMPLATE, language_model, letters, translator
 from tests.heard import Heard
 from tests.model_dirs import image_dir, table, text_dir
-from tests.quantize.graphs import ONE, mlp_dir, random
+from tests.quantize.graphs import ONE, mlp_dir, proto, random
 
 TEXTS = ["the cat sat", "where is anna ?", "a good film"]
 
@@ -185,6 +187,14 @@ def test_a_folder_of_tensors(tmp_path):
     ]  # fmt: skip
 
 
+def test_an_answer_that_nobody_gives_fits_into_the_context(tmp_path, caplog):
+    """64 tokens would not, and nobody asked for them: not a word about that."""
+    model = ModelDir.open(translator(tmp_path / "t5", min_new_tokens=60))
+    [row] = rows_of(read(write(tmp_path / "a.txt", ["good"]), model))
+    assert len(row) == 48 < MOST_GENERATED
+    assert not caplog.records
+
+
 def test_random_data_is_seeded_and_says_so(bert, gpt, tmp_path):
     for model in (bert, gpt, ModelDir.open(translator(tmp_path / "t5"))):
         one, other = read("random", model, most=5), read("random", model, most=5)
@@ -246,6 +256,31 @@ def test_tensors_are_divided_along_the_batch_axis():
         {"x": (1, 4), "mask": (1, 2), "scale": ()}
     ] * 3
     np.testing.assert_array_equal(np.concatenate([row["x"] for row in rows]), ROWS["x"])
+
+
+def test_a_recurrent_state_is_divided_along_its_second_axis():
+    specs = (SPECS[0], TensorSpec(name="state", dtype="float32", shape=(2, "batch", 5)))
+    rows = list(single_rows({"x": ROWS["x"], "state": random(2, 3, 5)}, specs, "c.npz"))
+    assert [row["state"].shape for row in rows] == [(2, 1, 5)] * 3
+    np.testing.assert_array_equal(rows[2]["state"], random(2, 3, 5)[:, 2:])
+
+
+def test_an_input_of_one_sample_beside_many_goes_into_every_row():
+    specs = (SPECS[0], TensorSpec(name="h", dtype="float32", shape=(1, 1, 5)))
+    rows = list(single_rows({"x": ROWS["x"], "h": random(1, 1, 5)}, specs, "c.npz"))
+    assert [row["h"].shape for row in rows] == [(1, 1, 5)] * 3
+
+
+def test_an_input_that_is_named_like_a_column_keeps_its_batch_axis(tmp_path):
+    nodes = [helper.make_node("MatMul", ["image", "w"], ["y"], name="n")]
+    model = proto(nodes, {"w": random(32, 48)}, inputs={"image": ["batch_size", "rows", 32]})
+    (tmp_path / "model").mkdir()
+    onnx.save(model, tmp_path / "model" / "model.onnx")
+    images = random(3, 5, 32)
+    np.savez(tmp_path / "c.npz", image=images)
+    data = read(tmp_path / "c.npz", ModelDir.open(tmp_path / "model"))
+    np.testing.assert_array_equal(np.concatenate([row["image"] for row in fed(data)]), images)
+    assert data.place(2).startswith(f"{tmp_path / 'c.npz'}[1]")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def chain(count: int = 6, **weights: np.ndarray) -> onnx.ModelProto:
 def converted(model: onnx.ModelProto, dtype: str, folder, *, keep=None, x=None, progress=None):
     x = random(8, 16, seed=9) if x is None else x
     return convert(
-        lambda: ir.from_proto(model), dtype, [("one", {"x": x})], folder,
+        lambda: ir.from_proto(model), session(model), dtype, [("one", {"x": x})], folder,
         keep=keep or {}, runtime=ONE, progress=progress or Progress(),
     )  # fmt: skip
 
@@ -55,8 +55,8 @@ def test_an_encoder_is_converted_whole_and_stays_within_tolerance(tmp_path, dtyp
     save_plain(build_encoder(EncoderSpec()), tmp_path / "in.onnx")
     case = feeds(3, 9, padding="right")
     outcome = convert(
-        lambda: load_model(tmp_path / "in.onnx"), dtype, [("right", case)], tmp_path,
-        keep={}, runtime=ONE, progress=Progress(),
+        lambda: load_model(tmp_path / "in.onnx"), open_session(tmp_path / "in.onnx", ONE), dtype,
+        [("right", case)], tmp_path, keep={}, runtime=ONE, progress=Progress(),
     )  # fmt: skip
     assert outcome.converted > 40 and not outcome.kept
     assert 0 < outcome.lost < 1e-2
@@ -174,6 +174,21 @@ def test_a_stored_mask_is_no_bad_weight(tmp_path):
     model = proto(nodes, {"mask": mask}, inputs={"x": ["b", 16]})
     outcome = converted(model, "fp16", tmp_path, x=random(16, 16))
     assert outcome.converted == 2 and not outcome.kept
+
+
+def test_a_table_may_hold_masks(tmp_path):
+    """Graphormer's biases by distance: -inf where a pair is out of reach."""
+    table = random(16, 16)
+    table[3] = -np.inf
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["i"], name="pick", axis=-1, keepdims=0),
+        helper.make_node("Gather", ["t", "i"], ["g"], name="look-up"),
+        helper.make_node("Max", ["g", "x"], ["y"], name="max"),
+    ]
+    model = proto(nodes, {"t": table}, inputs={"x": ["b", 16]})
+    x = np.eye(16, dtype=np.float32)
+    outcome = converted(model, "fp16", tmp_path, x=x)
+    assert outcome.converted > 0
 
 
 def test_a_stored_value_out_of_range_is_the_reason(tmp_path):

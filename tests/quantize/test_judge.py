@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from onnxkit.artifact import ModelDir
 from onnxkit.measure.agreement import compare
-from onnxkit.quantize.judge import join_outputs
+from onnxkit.quantize.judge import join_outputs, yardstick_without_data
 from onnxkit.quantize.search.bench import joined_sqnr
+from tests.model_dirs import table, text_dir
 from tests.quantize.graphs import random
 
 
@@ -32,3 +35,14 @@ def test_outputs_stay_apart_and_equal_ones_are_infinitely_good():
     assert [one.output for one in joined] == ["a", "b"]
     assert math.isinf(joined_sqnr([same]))
     assert joined[1].sqnr_db < 10
+
+
+@pytest.mark.parametrize(("side", "judged"), [("right", False), ("left", True)])
+def test_the_padding_that_the_tokenizer_never_makes_is_not_judged(tmp_path, side, judged):
+    """A classifier that reads the first token reads a padding token under left padding."""
+    folder = text_dir(tmp_path, "text-classification", table(4), outputs=("logits",))
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "padding_side": side}))
+    cases = yardstick_without_data(ModelDir.open(folder), 0).cases["model"]
+    assert ("left padding" in dict(cases)) is judged
+    assert "right padding" in dict(cases)

@@ -58,6 +58,17 @@ def test_products_are_standard_and_fused(case, tmp_path):
     assert fused(made, tmp_path)[:2] == ["QuantizeLinear", "MatMulIntegerToFloat"]
 
 
+def test_a_result_may_bear_the_name_that_a_product_gets():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["n:out.uncorrected"], name="n"),
+        helper.make_node("Add", ["n:out.uncorrected", "b"], ["n:out"], name="n/correction"),
+        helper.make_node("Relu", ["n:out"], ["y"], name="act"),
+    ]
+    x = random(3, 5, 32, seed=7)
+    made, _ = quantized(proto(nodes, {"w": W, "b": B}, inputs=X), options=QDQ, ranges=ranges(x=x))
+    assert cosine(session(made).run({"x": x})["y"], np.maximum(x @ W + B, 0)) > 0.999
+
+
 def test_a_gemm_has_its_bias_in_integers_and_is_fused(tmp_path):
     x = random(6, 32, seed=7)
     node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="n", transB=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -192,7 +193,25 @@ def test_no_measure_says_so(tmp_path):
 def test_a_slower_result_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "_timed", lambda *_: SLOWER)
     _, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out")
-    assert any("slower than its input: 3.00 ms against 1.00 ms" in text for text in heard.warnings)
+    assert "the quantized model is slower than its input: 3.00 ± 0.10 times as long (1x1)" in heard.warnings
+
+
+def test_what_lies_within_the_noise_is_no_warning(tmp_path, monkeypatch):
+    noisy = dataclasses.replace(SLOWER, ratio=1.05, ratio_error=0.2)
+    monkeypatch.setattr(judge, "_timed", lambda *_: noisy)
+    _, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out")
+    assert not [text for text in heard.warnings if "its input" in text]
+    assert "the quantized model is no faster than its input: 1.05 ± 0.20 times as long (1x1)" in heard.notes
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_a_calibration_set_that_teaches_nothing_is_said_to(tmp_path, measure):
+    """Where the result is measured on a part of it, it serves for that."""
+    given = {"scheme": "int4-weight", "algorithm": "rtn", "calibration": save_rows(tmp_path / "c.npz", 40)}
+    report, heard = run(mlp_dir(tmp_path / "in"), tmp_path / "out", measure=measure, **given)
+    assert report.calibration is None
+    said = [text for text in heard.notes if "was learnt from" in text]
+    assert len(said) == (0 if measure else 1)
 
 
 def test_a_target_that_is_another_machine_is_not_judged_by_this_ones_speed(tmp_path, monkeypatch):

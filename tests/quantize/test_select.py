@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from onnxkit import machine
 from onnxkit.errors import InputError, UsageError
@@ -14,7 +16,7 @@ from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.rewrite import prepare
 from onnxkit.quantize.schemes import SCHEMES, scheme_named
 from onnxkit.quantize.select import refuse_unsuitable, select
-from tests.quantize.graphs import mlp, proto, random
+from tests.quantize.graphs import cosine, mlp, proto, quantized, random, session
 
 
 def chosen(model, **options):
@@ -136,11 +138,73 @@ def test_half_precision_is_refused():
         refuse_unsuitable(ir.from_proto(model), "model.onnx")
 
 
-def test_an_old_opset_is_refused():
-    model = mlp()
+def old_model(op: str = "Squeeze", **attributes: object) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="dense"),
+        helper.make_node(op, ["h"], ["y"], name="last", **attributes),
+    ]
+    model = proto(nodes, {"w": random(32, 8)}, inputs={"x": [1, 32]})
     model.opset_import[0].version = 11
-    with pytest.raises(InputError, match="opset 11"):
-        prepare(ir.from_proto(model), "model.onnx")
+    model.ir_version = 6
+    return model
+
+
+def test_an_old_opset_is_raised():
+    """Files of other tools are often of opset 9 to 12; Squeeze takes its axes as an input since 13."""
+    model = old_model(axes=[0])
+    prepared = prepare(ir.from_proto(model), "model.onnx")
+    assert prepared.opset_imports[""] == 13
+    assert [node.name for node in prepared.graph if node.op_type == "MatMul"] == ["dense"]
+    x = {"x": random(1, 32)}
+    (right,), (got,) = (ReferenceEvaluator(one).run(None, x) for one in (model, ir.to_proto(prepared)))
+    np.testing.assert_array_equal(got, right)
+
+
+def test_an_old_operator_that_cannot_be_raised_is_named_with_its_opset():
+    with pytest.raises(InputError, match=r"^model.onnx has opset 11; 13 or later is needed"):
+        prepare(ir.from_proto(old_model("NoSuchOperator")), "model.onnx")
+
+
+def test_a_weight_that_layers_share_through_identities_is_stored_once():
+    """PyTorch writes Identity(weight) for each layer but one; those products looked like ones of activations."""
+    nodes = [
+        helper.make_node("Identity", ["w"], ["w1"], name="again"),
+        helper.make_node("Identity", ["w1"], ["w2"], name="once more"),
+        helper.make_node("MatMul", ["x", "w2"], ["h"], name="layer.0"),
+        helper.make_node("MatMul", ["h", "w1"], ["i"], name="layer.1"),
+        helper.make_node("MatMul", ["i", "w"], ["y"], name="layer.2"),
+    ]
+    model = proto(nodes, {"w": random(128, 128, scale=0.1)}, inputs={"x": ["b", 128]})
+    written, selection = quantized(model)
+    assert [target.name for target in selection.targets] == ["layer.0", "layer.1", "layer.2"]
+    assert [i.data_type for i in written.graph.initializer if list(i.dims) == [128, 128]] in ([2], [3])
+    x = {"x": random(4, 128)}
+    right, got = (session(one).run(x)["y"] for one in (model, written))
+    assert cosine(right, got) > 0.99
+
+
+def test_a_table_that_masks_stays_float():
+    model = classifier()
+    table = random(600, 64)
+    table[3] = -np.inf
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(table, "table"))
+    names, kept = chosen(model)
+    assert "encoder.dense" in names and "embeddings.word" not in names
+    assert kept["embeddings.word"] == "its table masks with infinite values"
+
+
+def test_layers_of_branches_are_spoken_of():
+    """silero-vad's layers all stand in the branches of an If."""
+    product = helper.make_node("MatMul", ["x", "w"], ["b"], name="inner")
+    result = helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)
+    branch = helper.make_graph([product], "branch", [], [result])
+    nodes = [
+        helper.make_node("Cast", ["flag"], ["f"], to=onnx.TensorProto.BOOL),
+        helper.make_node("If", ["f"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    model = proto(nodes, {"w": random(32, 8)}, inputs={"x": [1, 32], "flag": []})
+    with pytest.raises(InputError, match=r"nothing to quantize.*; 2 layers stand in branches or loops"):
+        chosen(model)
 
 
 def test_an_unknown_scheme_offers_the_nearest():

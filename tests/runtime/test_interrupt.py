@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from onnxkit.runtime.interrupt import terminable
+from tests.patience import WAIT_S, comes_true
 
 
 @pytest.fixture
@@ -23,13 +24,6 @@ def ignored() -> Any:
         signal.signal(number, handler)
 
 
-def _until(condition: Any) -> bool:
-    deadline = time.perf_counter() + 5
-    while not condition() and time.perf_counter() < deadline:
-        time.sleep(0.005)
-    return bool(condition())
-
-
 def test_only_an_interrupt_terminates(ignored: Any) -> None:
     run = SimpleNamespace(terminate=False)
     with terminable(run):
@@ -37,7 +31,7 @@ def test_only_an_interrupt_terminates(ignored: Any) -> None:
         time.sleep(0.05)
         assert not run.terminate
         signal.raise_signal(signal.SIGINT)
-        assert _until(lambda: run.terminate)
+        assert comes_true(lambda: run.terminate)
 
 
 def test_after_the_run_nothing_is_terminated(ignored: Any) -> None:
@@ -57,7 +51,7 @@ def test_an_event_loop_gets_its_signals_and_its_descriptor_back(ignored: Any) ->
     try:
         with terminable(SimpleNamespace(terminate=False)):
             signal.raise_signal(signal.SIGUSR1)
-            reader.settimeout(5)
+            reader.settimeout(WAIT_S)
             assert reader.recv(1) == bytes([signal.SIGUSR1])
     finally:
         assert signal.set_wakeup_fd(-1) == writer.fileno()

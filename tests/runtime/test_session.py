@@ -21,7 +21,6 @@ from onnxkit.runtime import (
     import_onnxruntime,
     open_session,
     opset_ceiling,
-    optimize_offline,
     provider_name,
 )
 from onnxkit.runtime import cuda as cuda_module
@@ -317,19 +316,3 @@ def test_profiling(tmp_path: Path, adder: bytes) -> None:
     assert trace.parent == tmp_path and trace.is_file()
     with pytest.raises(UsageError, match="without profile_prefix"):
         open_session(adder).end_profiling()
-
-
-def test_optimize_offline(tmp_path: Path, build: Any) -> None:
-    model = build(
-        [helper.make_node("Add", ["a", "b"], ["c"]), helper.make_node("Mul", ["x", "c"], ["y"])],
-        {"x": (FLOAT, [2])},
-        {"y": (FLOAT, [2])},
-        initializers=[helper.make_tensor(name, FLOAT, [2], [1.0, 2.0]) for name in "ab"],
-    )
-    onnx.save(model, tmp_path / "in.onnx")
-    optimize_offline(tmp_path / "in.onnx", tmp_path / "out.onnx", "basic")
-    assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node] == ["Mul"]
-    optimize_offline(tmp_path / "in.onnx", tmp_path / "kept.onnx", "basic", ["ConstantFolding"])
-    assert len(onnx.load(tmp_path / "kept.onnx").graph.node) == 2
-    with pytest.raises(InputError, match="no such file"):
-        optimize_offline(tmp_path / "none.onnx", tmp_path / "x.onnx")

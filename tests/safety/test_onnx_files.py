@@ -92,23 +92,36 @@ def test_mutated_bytes_never_crash(
         assert "model.onnx" in str(error)
 
 
-def test_negative_dimensions_are_refused_everywhere(linear_model: onnx.ModelProto, write: Write) -> None:
-    """onnx's shape inference aborts the process on dimension -1."""
-    places = [
-        linear_model.graph.input[0].type,
-        linear_model.graph.output[0].type,
-        linear_model.graph.value_info.add(name="v").type,
-        linear_model.graph.node[2].attribute[0].g.output[0].type,
-        linear_model.functions[0].value_info.add(name="f").type,
+def _typed_places(model: onnx.ModelProto) -> list[onnx.TypeProto]:
+    return [
+        model.graph.input[0].type,
+        model.graph.output[0].type,
+        model.graph.value_info.add(name="v").type,
+        model.graph.node[2].attribute[0].g.output[0].type,
+        model.functions[0].value_info.add(name="f").type,
     ]
+
+
+def test_negative_dimensions_are_refused_everywhere(linear_model: onnx.ModelProto, write: Write) -> None:
+    """onnx's shape inference aborts the process on negative dimensions."""
+    places = _typed_places(linear_model)
     original = linear_model.SerializeToString()
     for place in places:
         place.tensor_type.elem_type = TensorProto.FLOAT
-        place.tensor_type.shape.dim.add(dim_value=-1)
+        place.tensor_type.shape.dim.add(dim_value=-2)
         with pytest.raises(InputError, match="negative dimension"):
             read_model(write(linear_model))
         del place.tensor_type.shape.dim[-1]
     assert read_model(write(onnx.ModelProto.FromString(original)))
+
+
+def test_minus_one_is_a_free_dimension_everywhere(linear_model: onnx.ModelProto, write: Write) -> None:
+    """So Paddle writes it, and ONNX Runtime reads it; left as it is, shape inference aborts the process."""
+    for place in _typed_places(linear_model):
+        place.tensor_type.elem_type = TensorProto.FLOAT
+        place.tensor_type.shape.dim.add(dim_value=-1)
+    for place in _typed_places(read_model(write(linear_model)))[:2]:
+        assert place.tensor_type.shape.dim[-1].WhichOneof("value") is None
 
 
 @pytest.mark.parametrize(

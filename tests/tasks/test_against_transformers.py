@@ -206,6 +206,7 @@ def pictures() -> list[Image.Image]:
     ]
 
 
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROCESSORS = [
     {"image_processor_type": "ViTImageProcessor"},
     {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": 3, "image_mean": [0.1, 0.2, 0.3]},
@@ -232,6 +233,8 @@ PROCESSORS = [
     {"image_processor_type": "DeiTImageProcessor", "size": 40, "crop_size": {"height": 30, "width": 20}},
     {"image_processor_type": "BeitImageProcessor"},
     {"image_processor_type": "BeitImageProcessor", "do_center_crop": True, "size": 99, "crop_size": 77},
+    {"image_processor_type": "SegformerImageProcessor"},
+    {"image_processor_type": "SegformerImageProcessor", "size": 40, "do_reduce_labels": True},
     {"image_processor_type": "SiglipImageProcessor"},
     {"image_processor_type": "SiglipImageProcessor", "size": {"height": 20, "width": 30}, "resample": 2},
     {"image_processor_type": "BitImageProcessor"},
@@ -269,7 +272,19 @@ def test_pixel_values_are_the_same_bits(tmp_path, config):
         np.testing.assert_array_equal(actual, expected, err_msg=str(image.size))
 
 
-@pytest.mark.parametrize("kind", DEFAULTS)
+def test_dinov3_resizes_what_it_has_rescaled(tmp_path):
+    """Its processor needs torchvision, which resizes by this function of torch."""
+    config = {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 20, "width": 30}}
+    ours = ImageProcessor(parse_settings(config, tmp_path), 3)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    for image in pictures():
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)[None] * (1 / 255)
+        resized = torch.nn.functional.interpolate(pixels, (20, 30), mode="bilinear", antialias=True)
+        expected = ((resized[0] - mean) / std).numpy()
+        np.testing.assert_allclose(ours(image), expected, atol=1e-5, err_msg=str(image.size))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DEFAULTS if kind != "DINOv3ViT"])
 def test_what_save_pretrained_writes_is_read_back(tmp_path, kind):
     """Every field is written then, some of them null."""
     theirs_of(tmp_path, {"image_processor_type": f"{kind}ImageProcessor"}).save_pretrained(tmp_path / "saved")

@@ -131,3 +131,21 @@ def test_m2m100_ids_equal_transformers(tmp_path: Path) -> None:
     for text in SENTENCES:
         assert task.encode({"text": text}).features["input_ids"].tolist() == theirs(text)["input_ids"], text
     assert task.generation["forced_bos_token_id"] == theirs.get_lang_id("de")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_speech2text_writes_as_transformers(kind: str, tmp_path: Path) -> None:
+    pieces = trained(tmp_path, "sentencepiece.bpe.model", kind)
+    from transformers import Speech2TextTokenizer
+
+    known = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece in pieces if piece[0] != "<"), "<lang:de>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(known)}))
+    settings = {"tokenizer_class": "Speech2TextTokenizer", "eos_token": "</s>", "bos_token": "<s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = Speech2TextTokenizer.from_pretrained(tmp_path)
+    task: Any = task_for(encoder_decoder_dir(tmp_path))
+    assert task.setup.tokenizer.get_vocab_size() == len(known)  # no languages of M2M100
+    for text in ("the cat sat", "to be or not"):
+        ids = theirs(text)["input_ids"]
+        assert task.text_of(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert task.text_of([len(known) - 1, *ids]) == text

@@ -155,6 +155,26 @@ def test_the_limit_is_the_least_of_what_is_stated(tmp_path):
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "mpnet", "max_position_embeddings": 514}, 512),
         ({"model_type": "clip", "text_config": {"max_position_embeddings": 77}}, 77),
+        ({"model_type": "markuplm", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
+        (
+            {
+                "model_type": "altclip",
+                "text_config": {
+                    "model_type": "altclip_text_model",
+                    "max_position_embeddings": 514,
+                    "pad_token_id": 1,
+                },
+            },
+            512,
+        ),
+        ({"model_type": "encoder-decoder", "encoder": {"max_position_embeddings": 48}}, 48),
+        (
+            {
+                "model_type": "encoder-decoder",
+                "encoder": {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1},
+            },
+            512,
+        ),
         ({"model_type": "gpt2", "n_positions": 1024, "max_position_embeddings": None}, 1024),
         ({"model_type": "deberta-v2", "max_position_embeddings": -1}, None),
     ],
@@ -180,11 +200,12 @@ def test_only_the_models_inputs_are_made(tmp_path):
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
 
 
-def test_feeds_pad_on_the_side_that_is_asked_for(tmp_path):
-    task = task_for(ModelDir.open(classifier(tmp_path)))
+def test_feeds_pad_on_the_tokenizers_side_as_a_run_does(tmp_path):
     texts = [{"text": "good"}, {"text": "a good film"}]
-    [right] = feeds(task, texts)
-    [left] = feeds(task, texts, pad_side="left")
+    [right], [left] = (
+        feeds(task_for(ModelDir.open(classifier(tmp_path / side, tokenizer={"padding_side": side}))), texts)
+        for side in ("right", "left")
+    )
     assert right["input_ids"].tolist() == [
         ids("[CLS]", "a", "good", "film", "[SEP]"),
         ids("[CLS]", "good", "[SEP]", "[PAD]", "[PAD]"),

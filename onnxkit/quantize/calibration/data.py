@@ -197,7 +197,7 @@ def _rows(path: Path, model: ModelDir, columns: Mapping[str, str]) -> Iterator[S
     for file in arrays or [path]:
         for sample in read_samples(file, columns=columns):
             if is_raw(sample, model):
-                yield from single_rows(sample, input_specs(model), str(file))
+                yield from single_rows(sample, input_specs(model), sample.where)
             elif not _blank(sample):
                 yield sample
 

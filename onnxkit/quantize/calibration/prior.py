@@ -199,7 +199,7 @@ def _attended(values: Moments | None) -> Moments | None:
 def _attention(node: ir.Node, given: _Inputs) -> _Results:
     """ONNX Runtime's Attention with packed weights: the last part of its columns are the values."""
     weight = node_input(node, 1)
-    if weight is None or not float_initializer(weight, rank=2):
+    if not float_initializer(weight, rank=2):
         return ()
     whole = _plus(_linear(given.first(), array(weight)), given(2))
     sizes = attribute(node, "qkv_hidden_sizes", None)

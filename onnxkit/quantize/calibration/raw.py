@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxkit.errors import InputError
-from onnxkit.inputs import Located, Sample
+from onnxkit.inputs import COLUMNS, Located, Sample
 from onnxkit.measure.cached_cases import is_cached
+from onnxkit.measure.cases import batch_axis
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -39,7 +40,8 @@ def is_raw(sample: Sample, model: ModelDir) -> bool:
 def single_rows(sample: Sample, specs: Sequence[TensorSpec], where: str) -> Iterator[Located]:
     """Divide a set of tensors along its batch axis; tensors without one go into every row.
 
-    `decoder_input_ids` may stand beside the inputs.
+    `decoder_input_ids` may stand beside the inputs. A row of arrays that are named like columns (`image`)
+    has lost the axis when the file was read.
 
     Raises:
         InputError: names, dtypes or ranks differ from the model's, or the batch sizes differ.
@@ -50,6 +52,8 @@ def single_rows(sample: Sample, specs: Sequence[TensorSpec], where: str) -> Iter
             f"{where}: holds {', '.join(sorted(sample))}; "
             f"the model's inputs are {', '.join(sorted(expected))}"
         )
+    if set(sample) <= set(COLUMNS) and all(sample[n].ndim == len(s.shape) - 1 for n, s in expected.items()):
+        sample = {name: array[None] for name, array in sample.items()}
     for name, spec in expected.items():
         array = sample[name]
         if array.dtype.name != spec.dtype or array.ndim != len(spec.shape):
@@ -57,16 +61,28 @@ def single_rows(sample: Sample, specs: Sequence[TensorSpec], where: str) -> Iter
                 f"{where}: {name} is {array.dtype.name} of rank {array.ndim}; the model takes {spec.dtype} of"
                 f" rank {len(spec.shape)}"
             )
-    batched = [
-        name
-        for name, spec in expected.items()
-        if spec.shape and (spec.shape[0] == 1 or not isinstance(spec.shape[0], int))
-    ]
-    batched += [DECODER_IDS] if DECODER_IDS in sample else []
-    sizes = {len(sample[name]) for name in batched}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{name} {len(sample[name])}" for name in batched)
+    axes = _batch_axes(sample, specs)
+    sizes = {name: sample[name].shape[axis] for name, axis in axes.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(f"{where}: the batch sizes differ ({listed})")
-    for row in range(sizes.pop() if sizes else 1):
-        feeds = {name: array[row : row + 1] if name in batched else array for name, array in sample.items()}
+    for row in range(max(sizes.values(), default=1)):
+        feeds = {
+            name: array.take([row], axis=axes[name]) if name in axes else array
+            for name, array in sample.items()
+        }
         yield Located(feeds, f"{where}, row {row + 1}")
+
+
+def _batch_axes(sample: Sample, specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """The axis along which each array is divided: where the graph takes any number of samples, or one.
+
+    An array of one sample for an input of one, beside others of more, belongs to each of them.
+    """
+    axes = {spec.name: batch_axis(spec, specs) for spec in specs if spec.shape}
+    free = [s.name for s in specs if s.shape and not isinstance(s.shape[axes[s.name]], int)]
+    ones = [s.name for s in specs if s.shape and s.shape[axes[s.name]] == 1]
+    most = max((sample[name].shape[axes[name]] for name in free), default=1)
+    kept = [*free, *(name for name in ones if most == 1 or sample[name].shape[axes[name]] != 1)]
+    found = {spec.name: axes[spec.name] for spec in specs if spec.name in kept}
+    return {**found, DECODER_IDS: 0} if DECODER_IDS in sample else found

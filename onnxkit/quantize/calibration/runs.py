@@ -170,7 +170,7 @@ class _Driver:
         feeds = {spec.name: row.features[spec.name][None] for spec in self._encoder.inputs}
         mask = feeds.get("attention_mask")
         state = self._encoder.run(feeds)
-        return state if mask is None else {**state, "encoder_attention_mask": mask}
+        return state if mask is None else {"encoder_attention_mask": mask, **state}
 
     @cached_property
     def _encoder(self) -> Session:

@@ -103,7 +103,12 @@ def gather(made: Iterable[Run], widths: dict[str, int], *, hessians: bool) -> di
     for run in made:
         seen = True
         for name, one in sums.items():
-            one.add(checked(run, name).reshape(-1, widths[name]))
+            array, width = checked(run, name), widths[name]
+            if array.size % width:
+                raise InputError(
+                    f"{run.where}: '{name}' has shape {array.shape}; the model takes {width} wide"
+                )
+            one.add(array.reshape(-1, width))
     if not seen and widths:
         raise InputError("the calibration set is empty")
     found = {name: one.result() for name, one in sums.items()}

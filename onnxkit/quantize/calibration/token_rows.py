@@ -97,18 +97,25 @@ class _Rows:
         """A row followed by the tokens that the model generates."""
         [[row, *_]] = self._task.rows([sample])
         request = self._generator.request(row)
+        options = dataclasses.replace(request.options, max_new_tokens=self._limit(len(request.prompt)))
         with blamed(row.where):
-            [(_, completion)] = self._generator.engine.generate([request])
+            [(_, completion)] = self._generator.engine.generate(
+                [dataclasses.replace(request, options=options)]
+            )
         ids = np.concatenate([row.extra.ids, np.array(completion.sequences[0].tokens, np.int64)])
         return dataclasses.replace(row, extra=dataclasses.replace(row.extra, ids=ids))
 
+    def _limit(self, prompt: int) -> int:
+        """How many tokens are generated at most: few, and what the context has room for."""
+        context = self._generator.engine.limit
+        room = context - prompt if context is not None else MOST_GENERATED
+        return min(MOST_GENERATED, room, self._data.max_length or MOST_GENERATED)
+
     @cached_property
     def _generator(self) -> Generator:
-        limit = min(MOST_GENERATED, self._data.max_length or MOST_GENERATED)
         return Generator(
-            self._data.model, self._task, runtime=self._runtime, batch_size=1,
-            max_new_tokens=limit, num_beams=1, do_sample=False,
-        )  # fmt: skip
+            self._data.model, self._task, runtime=self._runtime, batch_size=1, num_beams=1, do_sample=False
+        )
 
 
 def _unscored(task: GeneratingTask) -> bool:

@@ -38,7 +38,7 @@ class PackedAttention(Operator):
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """A target when the packed weight is a float32 matrix and no past is carried."""
         weight, bias = _input(node, _WEIGHT), _input(node, _BIAS)
-        if weight is None or not float_initializer(weight, rank=2):
+        if not float_initializer(weight, rank=2):
             return Refusal(reason="its projection is no float32 matrix in the file")
         if _input(node, _PAST) is not None or attribute(node, "do_rotary", 0) or len(node.outputs) > 1:
             return Refusal(reason="an attention with a past or rotary embedding inside")

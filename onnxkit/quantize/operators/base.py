@@ -6,12 +6,13 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
+from onnxkit.graph.edit import is_stored
 from onnxkit.quantize.activations import Activations, QuantizedActivation
 from onnxkit.quantize.codes.block_store import BlockStore
 from onnxkit.quantize.codes.codebook import BlockedTensor, CodeBook
@@ -164,6 +165,8 @@ class Rewriting:
         producer = result.producer()
         result.replace_all_uses_with(new, replace_graph_outputs=True)
         result.name = f"{name}.float"
+        for value in (value for made in nodes for value in made.outputs if value.name == name):
+            value.name = f"{name}.inner"  # a corrected product's: its Add bears the name that a product gets
         new.name, new.type, new.shape = name, kind, shape
         if producer is not None and producer is not old:
             self.graph.remove(producer, safe=True)
@@ -239,12 +242,9 @@ def array(value: ir.Value) -> np.ndarray[Any, Any]:
     return value.const_value.numpy()
 
 
-def float_initializer(value: ir.Value | None, rank: int | None = None) -> bool:
-    """Whether the value is a float32 initializer (of that rank) and no graph input overrides it."""
-    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
-        return False
-    tensor = value.const_value
-    return tensor.dtype == ir.DataType.FLOAT and (rank is None or len(tensor.shape) == rank)
+def float_initializer(value: ir.Value | None, rank: int | None = None) -> TypeGuard[ir.Value]:
+    """Whether the value is a float32 tensor (of that rank) in the file, as `is_stored`."""
+    return is_stored(value, rank, ir.DataType.FLOAT)
 
 
 def attribute(item: ir.Node, name: str, default: Any) -> Any:

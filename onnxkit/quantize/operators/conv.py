@@ -38,7 +38,7 @@ class Conv(Operator):
         """A target when kernel and bias are float32 constants."""
         kernel = node.inputs[1]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if kernel is None or not float_initializer(kernel):
+        if not float_initializer(kernel):
             return Refusal(reason="its kernel is no float32 constant")
         if bias is not None and not float_initializer(bias, rank=1):
             return Refusal(reason="its bias is no constant vector")

@@ -35,7 +35,7 @@ class Embedding(Operator):
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """None for gathers from shapes, positions and the like."""
         table = node.inputs[0]
-        if table is None or not float_initializer(table, rank=2) or attribute(node, "axis", 0) != 0:
+        if not float_initializer(table, rank=2) or attribute(node, "axis", 0) != 0:
             return None
         return Target(
             node=node,

@@ -102,7 +102,7 @@ def _body_of(loop: ir.Node) -> _Body | None:
     if gather is None or attribute(gather, "axis", 0) != 0:
         return None
     weight, expert = gather.inputs
-    if weight is None or expert is None or not float_initializer(weight, rank=3):
+    if expert is None or not float_initializer(weight, rank=3):
         return None
     return _Body(matmul=products[0], expert=expert, weight=weight, turned=turned)
 

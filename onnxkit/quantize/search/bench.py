@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxkit.artifact import ModelDir
+from onnxkit.errors import InputError
 from onnxkit.generate import Engine
 from onnxkit.inputs import read_samples
 from onnxkit.measure.agreement import Agreement, compare, fed, run_case, valid_positions, weighted_cosine
@@ -106,6 +107,11 @@ class Bench:
         engine = Engine.open(self.model, self._runtime)
         tokens = QUICK_TOKENS if self.quick else MOST_TOKENS
         texts = text_windows(data, self._runtime, tokens, engine.limit)
+        if not texts:
+            raise InputError(
+                f"{data.source}: no text of two tokens or more, which a divergence is taken on; give longer"
+                " texts or, where an encoder-decoder answers nothing, targets"
+            )
         size = 4 * engine.vocabulary * sum(len(window.ids) for window in texts)
         return Reference(engine, texts, remember=self._keep if size <= MOST_KEPT else None)
 

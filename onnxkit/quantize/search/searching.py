@@ -62,7 +62,7 @@ class Searcher:
         """Measure variants in scratch folders; what an interrupted call has measured is known."""
         journal = self.until.enter_context(journal_beside(self.out, self._key()))
         if journal.found:
-            self.progress.note(f"going on with {journal.found} variants measured before")
+            self.progress.note(f"going on where a search stopped; variants measured before: {journal.found}")
         return Tools(
             quick=self._trial(journal, quick=True),
             full=self._trial(journal, quick=False),

@@ -179,9 +179,9 @@ def _attention(node: ir.Node, value: ir.Value) -> _Trace | None:
     weight, bias = node_input(node, 1), node_input(node, 2)
     if value is not node.outputs[0] or _kept(node.outputs[1:]) or node_input(node, 4) is not None:
         return None
-    if not float_initializer(weight, rank=2) or len(weight.uses()) > 1:  # type: ignore[union-attr]
+    if not float_initializer(weight, rank=2) or len(weight.uses()) > 1:
         return None
-    columns = dims(weight)[1]  # type: ignore[arg-type]
+    columns = dims(weight)[1]
     sizes = attribute(node, "qkv_hidden_sizes", None) or [columns // 3] * 3
     numbers = np.arange(columns)
     found = _Trace(layout=numbers, constants=(Constant(node=node, index=1, axis=-1, channels=numbers),))
@@ -221,10 +221,10 @@ def _multiply(node: ir.Node, value: ir.Value) -> _Trace | None:
     for index in (1, 0):
         other = node.inputs[index]
         if float_initializer(other):
-            if math.prod(dims(other)) == 1:  # type: ignore[arg-type]
+            if math.prod(dims(other)) == 1:
                 return _inner(node.inputs[1 - index])
-            size = dims(other)[-1]  # type: ignore[arg-type]
-            if size != math.prod(dims(other)):  # type: ignore[arg-type]
+            size = dims(other)[-1]
+            if size != math.prod(dims(other)):
                 return None
             numbers = np.arange(size)
             place = Constant(node=node, index=index, axis=-1, channels=numbers)
@@ -249,7 +249,7 @@ def _with_constant(found: _Trace, node: ir.Node, index: int) -> _Trace | None:
     """`found` with a vector of one entry a channel among what takes the factors."""
     constant = node.inputs[index]
     layout = vector(found.layout)
-    if constant is None or not float_initializer(constant) or layout is None:
+    if not float_initializer(constant) or layout is None:
         return None
     if dims(constant)[-1:] != layout.shape or math.prod(dims(constant)) != layout.size:
         return None

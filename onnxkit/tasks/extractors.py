@@ -1,0 +1,111 @@
+"""What a speech model is fed: the samples of a recording, or energies of its frames."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from onnxkit.errors import InputError
+from onnxkit.tasks.audio import read_preprocessor
+from onnxkit.tasks.base import Array
+from onnxkit.tasks.filter_banks import FilterBanks
+
+if TYPE_CHECKING:
+    from onnxkit.artifact import ModelDir
+
+
+class Extractor(Protocol):
+    """Turns a recording into a model's input of any length.
+
+    Attributes:
+        name: of the input.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def padding_value(self) -> float:
+        """What stands behind a shorter recording."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second."""
+
+    @property
+    def hop(self) -> int:
+        """Samples from one row to the next."""
+
+    def length(self, samples: int) -> int:
+        """Return how many rows a recording of so many samples has."""
+
+    def __call__(self, samples: Array) -> tuple[Array, Array]:
+        """Return the rows of float32 [samples], float32 [length, …], and which are real, int64 [length].
+
+        Raises:
+            InputError: too short a recording.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Waveform:
+    """Samples as they are, or with mean 0 and variance 1 over a recording (Wav2Vec2FeatureExtractor)."""
+
+    name: ClassVar[str] = "input_values"
+    hop: ClassVar[int] = 1
+
+    sampling_rate: int = 16_000
+    normalize: bool = True
+    padding_value: float = 0.0
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], path: Path) -> Waveform:
+        """Take what `settings`, the content of `path`, say."""
+        rate = settings.get("sampling_rate", 16_000)
+        if not isinstance(rate, int) or not 1_000 <= rate <= 768_000:
+            raise InputError(f"{path}: sampling_rate must be samples a second, not {rate!r}")
+        return cls(
+            sampling_rate=rate,
+            normalize=bool(settings.get("do_normalize", True)),
+            padding_value=float(settings.get("padding_value") or 0.0),
+        )
+
+    def length(self, samples: int) -> int:
+        """Every sample is a row."""
+        return samples
+
+    def __call__(self, samples: Array) -> tuple[Array, Array]:
+        """Return float32 [samples], all of them real."""
+        if self.normalize:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        return samples.astype(np.float32, copy=False), np.ones(len(samples), np.int64)
+
+
+EXTRACTORS: Mapping[str, Callable[[Mapping[str, Any], Path], Extractor]] = {
+    "Wav2Vec2FeatureExtractor": Waveform.parse,
+    "Speech2TextFeatureExtractor": FilterBanks.speech2text,
+    "SeamlessM4TFeatureExtractor": FilterBanks.seamless,
+}
+"""`feature_extractor_type` of preprocessor_config.json → what reads the rest of it."""
+
+
+def padded_rows(rows: Sequence[Array], dtype: str, fill: float) -> Array:
+    """Stack [length, …] arrays, the shorter ones with `fill` behind them."""
+    width = max(map(len, rows))
+    widths = [[(0, width - len(row)), *[(0, 0)] * (row.ndim - 1)] for row in rows]
+    padded = [np.pad(row, each, constant_values=fill) for row, each in zip(rows, widths, strict=True)]
+    return np.stack(padded).astype(dtype)
+
+
+def extractor_of(model: ModelDir) -> Extractor:
+    """Return what makes the model's input.
+
+    Raises:
+        InputError: no preprocessor_config.json, or one of another kind.
+    """
+    settings, path = read_preprocessor(model, tuple(EXTRACTORS))
+    kind = str(settings.get("feature_extractor_type", next(iter(EXTRACTORS))))
+    return EXTRACTORS[kind](settings, path)

@@ -1,0 +1,146 @@
+"""Kaldi's log-mel filter banks, equal to transformers' Speech2Text and SeamlessM4T feature extractors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxkit.errors import InputError
+from onnxkit.tasks.base import Array
+
+_FRAME, _HOP, _FFT = 400, 160, 512
+"""Samples, whatever the sampling rate: 25 and 10 ms at 16 kHz."""
+_PREEMPHASIS = 0.97
+_LOWEST_HZ = 20.0
+_FULL_SCALE = 2.0**15
+"""Kaldi takes samples for 16-bit integers."""
+_FLOOR = 1.192092955078125e-07
+_BLOCK_FRAMES = 3_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterBanks:
+    """Settings of preprocessor_config.json; names and defaults are transformers'.
+
+    Attributes:
+        num_mel_bins: energies of a frame.
+        sampling_rate: samples a second.
+        means, variances: whether each energy has the mean 0 and the variance 1 over a recording.
+        ddof, epsilon: of the variance: what is taken from the count, and added.
+        stride: frames that are joined to one; a last one that is not full is masked.
+    """
+
+    name: ClassVar[str] = "input_features"
+    padding_value: ClassVar[float] = 0.0
+
+    num_mel_bins: int = 80
+    sampling_rate: int = 16_000
+    means: bool = True
+    variances: bool = True
+    ddof: int = 0
+    epsilon: float = 0.0
+    stride: int = 1
+
+    @classmethod
+    def speech2text(cls, settings: Mapping[str, Any], path: Path) -> FilterBanks:
+        """Take what the settings of a Speech2TextFeatureExtractor, the content of `path`, say."""
+        normalized = bool(settings.get("do_ceptral_normalize", True))
+        return cls(
+            **_counts(settings, path, ("num_mel_bins", "sampling_rate")),
+            means=normalized and bool(settings.get("normalize_means", True)),
+            variances=normalized and bool(settings.get("normalize_vars", True)),
+        )
+
+    @classmethod
+    def seamless(cls, settings: Mapping[str, Any], path: Path) -> FilterBanks:
+        """Take what the settings of a SeamlessM4TFeatureExtractor, the content of `path`, say."""
+        given = {"stride": 2, **settings}
+        counts = _counts(given, path, ("num_mel_bins", "sampling_rate", "stride"))
+        return cls(**counts, ddof=1, epsilon=1e-7)
+
+    @property
+    def hop(self) -> int:
+        """Samples from one row of features to the next."""
+        return _HOP * self.stride
+
+    def length(self, samples: int) -> int:
+        """Return how many rows of features a recording has, the masked one included."""
+        return -(-self._frames(samples) // self.stride)
+
+    def __call__(self, samples: Array) -> tuple[Array, Array]:
+        """Return float32 [length, num_mel_bins * stride], and which of them are no padding, int64 [length].
+
+        A frame loses its mean, is pre-emphasized and weighed by Povey's window; the logarithms of its power
+        in triangles on the mel scale are its energies (Kaldi's `compute-fbank-feats`).
+
+        Raises:
+            InputError: fewer samples than a frame has.
+        """
+        count = self._frames(len(samples))
+        if count < 1:
+            raise InputError(f"{len(samples)} samples are too short for a frame of {_FRAME}")
+        frames = np.lib.stride_tricks.sliding_window_view(samples, _FRAME)[::_HOP]
+        energies = np.empty((count, self.num_mel_bins), np.float32)
+        for start in range(0, count, _BLOCK_FRAMES):
+            energies[start : start + _BLOCK_FRAMES] = self._energies(frames[start : start + _BLOCK_FRAMES])
+        energies = self._normalized(energies)
+        missing = -count % self.stride
+        energies = np.pad(energies, ((0, missing), (0, 0)))
+        real = np.ones(len(energies) // self.stride, np.int64)
+        real[len(real) - bool(missing) :] = 0
+        return energies.reshape(len(real), -1), real
+
+    def _frames(self, samples: int) -> int:
+        return max(0, (samples - _FRAME) // _HOP + 1)
+
+    def _energies(self, frames: Array) -> Array:
+        """Return [n, num_mel_bins] of [n, 400]."""
+        scaled = frames.astype(np.float64) * _FULL_SCALE
+        scaled -= scaled.mean(axis=1, keepdims=True)
+        before = np.concatenate([scaled[:, :1], scaled[:, :-1]], axis=1)
+        spectrum = np.fft.rfft((scaled - _PREEMPHASIS * before) * self._window, n=_FFT)
+        power = np.abs(spectrum.astype(np.complex64)).astype(np.float64) ** 2
+        return np.log(np.maximum(power @ self._filters.T, _FLOOR)).astype(np.float32)
+
+    def _normalized(self, energies: Array) -> Array:
+        if self.means:
+            energies = energies - energies.mean(axis=0)
+        if not self.variances:
+            return energies
+        variance = energies.var(axis=0, ddof=min(self.ddof, len(energies) - 1))
+        deviation = np.sqrt(variance + self.epsilon)
+        return energies / np.where(deviation > 0, deviation, 1.0)
+
+    @cached_property
+    def _window(self) -> Array:
+        window: Array = np.hanning(_FRAME) ** 0.85
+        return window
+
+    @cached_property
+    def _filters(self) -> Array:
+        """Triangles [num_mel_bins, 257] that are evenly spaced, and straight, on the mel scale."""
+        corners = np.linspace(_mel(_LOWEST_HZ), _mel(self.sampling_rate // 2), self.num_mel_bins + 2)
+        bins = _mel(self.sampling_rate / _FFT * np.arange(_FFT // 2 + 1))
+        low, middle, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
+        rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
+        triangles: Array = np.maximum(0.0, np.minimum(rising, falling))
+        return triangles
+
+
+def _mel(hertz: Any) -> Any:
+    return 1127.0 * np.log1p(hertz / 700.0)
+
+
+def _counts(settings: Mapping[str, Any], path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
+    for name, value in chosen.items():
+        if not isinstance(value, int) or not 0 < value <= 1_000_000:
+            raise InputError(f"{path}: {name} must be a positive whole number, not {value!r}")
+    if settings.get("dither"):
+        raise InputError(f"{path}: dither adds random noise; set it to 0.0 to transcribe")
+    return chosen
