@@ -72,7 +72,7 @@ def takes_sequence(specs: Iterable[TensorSpec]) -> bool:
 
 
 def batch_axis(spec: TensorSpec, specs: Iterable[TensorSpec]) -> int:
-    """Tell which axis holds the samples: the first, but the second in a recurrent state [layers, batch, width]."""
+    """Which axis holds the samples: the first, or the second of a recurrent state [layers, batch, width]."""
     if len(spec.shape) < 2 or not isinstance(spec.shape[0], int):
         return 0
     named = isinstance(spec.shape[1], str) and "batch" in spec.shape[1].lower()

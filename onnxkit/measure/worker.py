@@ -25,12 +25,10 @@ from onnxkit.errors import InputError, OnnxkitError
 from onnxkit.measure.cases import Shape, make_feeds
 from onnxkit.measure.geometry import Geometry
 from onnxkit.measure.latency import sample
-from onnxkit.measure.made_up import REMEDY
 from onnxkit.measure.operators import keep_trace, operator_table, read_trace
 from onnxkit.measure.settings import session_facts
 from onnxkit.report import to_plain
 from onnxkit.runtime import RuntimeOptions, Session, open_session
-from onnxkit.safety import read_npz
 
 Reply = dict[str, Any]
 _OPERATOR_RUNS = 5
@@ -70,6 +68,8 @@ class Worker:
         except InputError as error:
             if self.inputs is not None:
                 raise
+            from onnxkit.measure.made_up import REMEDY
+
             raise InputError(f"{str(error).rstrip('.')}; {REMEDY} --inputs FILE.npz") from error
         for _ in range(warmup):
             self.call()
@@ -107,6 +107,8 @@ class Worker:
         self, session: Session, shape: Mapping[str, Any], seed: int
     ) -> Mapping[str, np.ndarray[Any, Any]]:
         if self.inputs is not None:
+            from onnxkit.safety import read_npz
+
             return read_npz(self.inputs)
         return make_feeds(session.inputs, self.known, _shape(shape), np.random.default_rng(seed))
 

@@ -166,7 +166,7 @@ def test_an_old_operator_that_cannot_be_raised_is_named_with_its_opset():
 
 
 def test_a_weight_that_layers_share_through_identities_is_stored_once():
-    """PyTorch writes Identity(weight) for each layer but one; those products looked like ones of activations."""
+    """PyTorch writes Identity(weight) for each layer but one; those products looked like activations'."""
     nodes = [
         helper.make_node("Identity", ["w"], ["w1"], name="again"),
         helper.make_node("Identity", ["w1"], ["w2"], name="once more"),
