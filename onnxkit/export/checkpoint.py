@@ -144,6 +144,8 @@ def open_checkpoint(source: str, access: Access) -> Checkpoint:
         path, commit = local, None
         if not local.is_dir():
             return _describe_gguf(source, local, access)
+        if access.revision:
+            raise UsageError(f"{printable(source)} is a directory: --revision does not apply")
     elif _HUB_ID.fullmatch(source) and not source.startswith("."):
         path, commit = _download(source, access)
     else:

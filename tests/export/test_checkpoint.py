@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from onnxkit.errors import EnvironmentProblem, InputError, OnnxkitError, UnsafeError
+from onnxkit.errors import EnvironmentProblem, InputError, OnnxkitError, UnsafeError, UsageError
 from onnxkit.export.checkpoint import Access, open_checkpoint, quiet_hub
 from onnxkit.export.plan import choose_task
 
@@ -90,6 +90,11 @@ def test_what_the_hub_answers(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(expected, match=message):
         open_checkpoint("organisation/name", Access(revision="v9"))
+
+
+def test_a_directory_has_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory: --revision does not apply"):
+        open_checkpoint(str(tmp_path), Access(revision="main"))
 
 
 def test_a_hub_snapshot(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
