@@ -43,6 +43,7 @@ _RENAMED = {
     _aten.view.default: _aten.reshape.default,
     _aten.clip.default: _aten.clamp.default,
 }
+_ARITHMETIC = {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor}
 _SUMS = {_aten.cumsum.default, _aten.sum.default, _aten.sum.dim_IntList, _aten.prod.default}
 _SAME_SHAPE = {_aten.expand.default, _aten.slice.Tensor, _aten.view.default, _aten.reshape.default}
 _VIEWS = {
@@ -100,6 +101,7 @@ def clean(program: ExportedProgram) -> None:
         node.target = _RENAMED.get(node.target, node.target)
         if _is_in_place(node):
             _make_functional(node)
+        _type_sizes(node)
         _simplify(node)
     _rename_outputs(program)
     graph.eliminate_dead_code()
@@ -164,6 +166,19 @@ def _make_functional(node: torch.fx.Node) -> None:
 def _nodes_after(node: torch.fx.Node) -> set[torch.fx.Node]:
     nodes = list(node.graph.nodes)
     return set(nodes[nodes.index(node) + 1 :])
+
+
+def _type_sizes(node: torch.fx.Node) -> None:
+    """A size, int64 in ONNX, takes the type of the narrower integers that it is computed with, as torch has it."""
+    value = node.meta.get("val")
+    if node.target not in _ARITHMETIC or not isinstance(value, torch.Tensor) or value.dtype != torch.int32:
+        return
+    for size in node.all_input_nodes:
+        if isinstance(size.meta.get("val"), torch.SymInt):
+            with node.graph.inserting_before(node):
+                typed = node.graph.call_function(_aten.scalar_tensor.default, (size,), {"dtype": value.dtype})
+            typed.meta = {**node.meta, "val": value.new_empty(())}
+            node.replace_input_with(size, typed)
 
 
 def _simplify(node: torch.fx.Node) -> None:

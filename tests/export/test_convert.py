@@ -72,6 +72,7 @@ CASES: dict[str, Any] = {
     "promotion": lambda x: (x > 0.5) * 3 + x,
     "integer mean": lambda x: (x > 0).sum(1) / 3,
     "integer cumsum": lambda x: (x > 0).cumsum(1).to(torch.int32) + 1,
+    "a size among narrow integers": lambda x: ((x > 0).int() + x.shape[0]) * x.shape[0],
     "no-ops": lambda x: x.contiguous().to(torch.float32).expand(-1, 6)[:, :].clone() * 2,
     "dropout at inference": lambda x: torch.nn.functional.dropout(x, 0.5, training=False) + 1,
     "minimum": lambda x: torch.min(x, x * 2),
