@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 
 BIN     := $(VENV)/bin
 ONNXKIT := $(BIN)/onnxkit
-PYTEST  := $(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup
+PYTEST  := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 STAMP   := $(VENV)/.installed
 MINILM  := $(VENV)/.minilm
 SOURCES := $(shell find onnxkit -name '*.py')

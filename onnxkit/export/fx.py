@@ -169,7 +169,7 @@ def _nodes_after(node: torch.fx.Node) -> set[torch.fx.Node]:
 
 
 def _type_sizes(node: torch.fx.Node) -> None:
-    """A size, int64 in ONNX, takes the type of the narrower integers that it is computed with, as in torch."""
+    """A size, int64 in ONNX, takes the type of the narrower integers that it meets, as in torch."""
     value = node.meta.get("val")
     if node.target not in _ARITHMETIC or not isinstance(value, torch.Tensor) or value.dtype != torch.int32:
         return

@@ -24,7 +24,7 @@ from onnxkit.optimize.report import ComponentChange
 from onnxkit.runtime import TensorSpec
 from tests.tiny_models import BY_NAME, TINY_MODELS, TinyModel, save_tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("architectures")]
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 INTRODUCTION = """# Models
