@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,21 @@ def read_preprocessor(model: ModelDir, kinds: tuple[str, ...]) -> tuple[dict[str
             f"({', '.join(kinds)}); pass raw tensors (.npz) instead"
         )
     return settings, path
+
+
+def whole_numbers(settings: Mapping[str, Any], path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of `names` that an extractor's settings, the content of `path`, give.
+
+    Raises:
+        InputError: a value that is no positive whole number, or dither (random noise on the samples).
+    """
+    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
+    for name, value in chosen.items():
+        if not isinstance(value, int) or not 0 < value <= 1_000_000:
+            raise InputError(f"{path}: {name} must be a positive whole number, not {value!r}")
+    if settings.get("dither"):
+        raise InputError(f"{path}: dither adds random noise; set it to 0.0 to transcribe")
+    return chosen
 
 
 def preprocessor_kind(model: ModelDir) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxkit.errors import InputError
+from onnxkit.tasks.audio import whole_numbers
 from onnxkit.tasks.base import Array
 
 _FRAME, _HOP, _FFT = 400, 160, 512
@@ -51,7 +52,7 @@ class FilterBanks:
         """Take what the settings of a Speech2TextFeatureExtractor, the content of `path`, say."""
         normalized = bool(settings.get("do_ceptral_normalize", True))
         return cls(
-            **_counts(settings, path, ("num_mel_bins", "sampling_rate")),
+            **whole_numbers(settings, path, ("num_mel_bins", "sampling_rate")),
             means=normalized and bool(settings.get("normalize_means", True)),
             variances=normalized and bool(settings.get("normalize_vars", True)),
         )
@@ -60,7 +61,7 @@ class FilterBanks:
     def seamless(cls, settings: Mapping[str, Any], path: Path) -> FilterBanks:
         """Take what the settings of a SeamlessM4TFeatureExtractor, the content of `path`, say."""
         given = {"stride": 2, **settings}
-        counts = _counts(given, path, ("num_mel_bins", "sampling_rate", "stride"))
+        counts = whole_numbers(given, path, ("num_mel_bins", "sampling_rate", "stride"))
         return cls(**counts, ddof=1, epsilon=1e-7)
 
     @property
@@ -134,13 +135,3 @@ class FilterBanks:
 
 def _mel(hertz: Any) -> Any:
     return 1127.0 * np.log1p(hertz / 700.0)
-
-
-def _counts(settings: Mapping[str, Any], path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    chosen = {name: settings[name] for name in names if settings.get(name) is not None}
-    for name, value in chosen.items():
-        if not isinstance(value, int) or not 0 < value <= 1_000_000:
-            raise InputError(f"{path}: {name} must be a positive whole number, not {value!r}")
-    if settings.get("dither"):
-        raise InputError(f"{path}: dither adds random noise; set it to 0.0 to transcribe")
-    return chosen

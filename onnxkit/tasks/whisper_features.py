@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxkit.errors import InputError
+from onnxkit.tasks.audio import whole_numbers
 from onnxkit.tasks.base import Array
 
 _BLOCK_FRAMES = 3_000
@@ -44,13 +44,7 @@ class LogMel:
             InputError: a value that is no positive whole number, or dither (random noise on the samples).
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        chosen = {name: settings[name] for name in names if settings.get(name) is not None}
-        for name, value in chosen.items():
-            if not isinstance(value, int) or not 0 < value <= 1_000_000:
-                raise InputError(f"{path}: {name} must be a positive whole number, not {value!r}")
-        if settings.get("dither"):
-            raise InputError(f"{path}: dither adds random noise; set it to 0.0 to transcribe")
-        return cls(**chosen)
+        return cls(**whole_numbers(settings, path, names))
 
     @property
     def samples(self) -> int:
