@@ -7,7 +7,7 @@ from typing import Any
 
 Config = Mapping[str, Any]
 
-TEXT_PARTS = ("decoder", "generator", "text_config")
+_TEXT_PARTS = ("decoder", "generator", "text_config")
 """The part that reads and writes text: the first that is there, in transformers' order."""
 _OTHER_PARTS = ("vision_config", "audio_config", "encoder", "backbone_config")
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
@@ -17,8 +17,13 @@ _HEADS = ("num_attention_heads", "decoder_attention_heads", "n_head", "n_heads",
 
 def text_part(config: Config) -> Config:
     """Return what `config` says of the model that reads and writes text, its nested part over the whole."""
-    parts = (config.get(name) for name in TEXT_PARTS)
-    return {**config, **next((part for part in parts if part and isinstance(part, Mapping)), {})}
+    return {**config, **nested_text(config)}
+
+
+def nested_text(config: Config) -> Config:
+    """Return the nested part that reads and writes text; empty where `config` is flat."""
+    parts = (config.get(name) for name in _TEXT_PARTS)
+    return next((part for part in parts if part and isinstance(part, Mapping)), {})
 
 
 def positive(config: Config, *names: str) -> int | None:

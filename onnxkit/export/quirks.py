@@ -55,7 +55,7 @@ def unpadded_heads(model: torch.nn.Module) -> Iterator[Replacement]:
 
 def whole_lengths(model: torch.nn.Module) -> Iterator[Replacement]:
     """Moonshine counts its encoder's frames in floats, which a trace would take for constants."""
-    for cls in sorted({type(module) for module in model.modules()}, key=lambda each: each.__name__):
+    for cls in {type(module) for module in model.modules()}:
         if cls.__name__ == "MoonshineEncoder":
             yield cls, "_get_feat_extract_output_lengths", _frames
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from onnxkit.artifact.configuration import TEXT_PARTS
+from onnxkit.artifact.configuration import nested_text
 from onnxkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def stored_values(path: Path, config: Mapping[str, Any]) -> tuple[Mapping[str, A
         values: Mapping[str, Any] = read_json(file, trust_remote_code=True)
         return _without_nulls(values), str(file)
     values = _without_nulls(config)
-    part: Any = next((config[name] for name in TEXT_PARTS if config.get(name)), {})
-    inner = _without_nulls(part) if isinstance(part, Mapping) else {}
+    inner = _without_nulls(nested_text(config))
     if values.get("force_bos_token_to_be_generated") and "bos_token_id" in values:
         values = {**values, "forced_bos_token_id": values["bos_token_id"]}
     return {**inner, **values}, str(path / "config.json")

@@ -19,7 +19,7 @@ from onnxkit.inputs import blamed
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions
 from onnxkit.tasks import Encoded, Record
-from onnxkit.tasks.batches import Truncation, located
+from onnxkit.tasks.batches import Truncation, located, rows_a_run
 from onnxkit.tasks.detokenizer import StopStrings, TextStream
 from onnxkit.tasks.generating import GeneratingTask
 from onnxkit.tasks.perplexity import score_record
@@ -101,7 +101,7 @@ class Generator:
         task.stops = StopStrings((*task.stops.texts, *self.options.stop_strings))
         if draft is not None:
             _check_same_tokens(model, task, draft)
-        rows = min(batch_size, task.fixed_batch or batch_size)
+        rows = rows_a_run(task, batch_size)
         self.engine = Engine.open(
             model, runtime, batch_size=rows, speculate=speculate, draft=draft, progress=self._progress
         )

@@ -15,8 +15,6 @@ from onnxkit.runtime import Session
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 
-REMEDY = "these inputs are made up: give it some that fit with"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
@@ -49,10 +47,16 @@ def run_all(
         return found
     first = next(iter(failed.values()))
     if not found:
-        raise InputError(f"{str(first).rstrip('.')}; {REMEDY} {option} FILE.npz") from first
+        raise misfit(first, option) from first
     names = ", ".join(repr(name) for name in failed)
     progress.warn(f"the input model cannot run {names}, which is left out of the check: {first}")
     return found
 
 
-__all__ = ["REMEDY", "Expected", "run_all"]
+def misfit(error: InputError, option: str) -> InputError:
+    """Return the error of a graph that does not run on what was made up, with the option that helps."""
+    text = str(error).rstrip(".")
+    return InputError(f"{text}; these inputs are made up: give it some that fit with {option} FILE.npz")
+
+
+__all__ = ["Expected", "misfit", "run_all"]

@@ -41,7 +41,7 @@ class Worker:
         self.path = Path()
         self.options = RuntimeOptions()
         self.known = Geometry()
-        self.inputs: Path | None = None
+        self.inputs: Mapping[str, np.ndarray[Any, Any]] | None = None
         self.session: Session | None = None
         self.call: Callable[[], object] = lambda: None
 
@@ -55,7 +55,9 @@ class Worker:
 
     def read(self, *, inputs: str) -> Reply:
         """Run on the arrays of an .npz file from now on, whatever the shapes are."""
-        self.inputs = Path(inputs)
+        from onnxkit.safety import read_npz
+
+        self.inputs = read_npz(Path(inputs))
         return {}
 
     def shape(self, *, shape: Mapping[str, Any], seed: int, warmup: int) -> Reply:
@@ -68,9 +70,9 @@ class Worker:
         except InputError as error:
             if self.inputs is not None:
                 raise
-            from onnxkit.measure.made_up import REMEDY
+            from onnxkit.measure.made_up import misfit
 
-            raise InputError(f"{str(error).rstrip('.')}; {REMEDY} --inputs FILE.npz") from error
+            raise misfit(error, "--inputs") from error
         for _ in range(warmup):
             self.call()
         mask = feeds.get("attention_mask")
@@ -107,9 +109,7 @@ class Worker:
         self, session: Session, shape: Mapping[str, Any], seed: int
     ) -> Mapping[str, np.ndarray[Any, Any]]:
         if self.inputs is not None:
-            from onnxkit.safety import read_npz
-
-            return read_npz(self.inputs)
+            return self.inputs
         return make_feeds(session.inputs, self.known, _shape(shape), np.random.default_rng(seed))
 
     def _opened(self) -> Session:

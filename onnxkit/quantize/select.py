@@ -146,8 +146,12 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
 
 def _masks(target: Target) -> bool:
     """Whether a table holds infinities, which are added to scores: codes have none."""
-    table = target.weight.const_value
-    return table is not None and bool(np.isinf(table.numpy()).any())
+    if target.weight.const_value is None:
+        return False
+    table = target.weight.const_value.numpy()
+    # NaN, which is refused elsewhere, hides no infinity here; a table is not copied for the look.
+    ends = np.fmin.reduce(table, axis=None), np.fmax.reduce(table, axis=None)
+    return bool(np.isinf(ends).any())
 
 
 def _float_experts(model: ir.Model, wishes: _Wishes) -> str | None:
