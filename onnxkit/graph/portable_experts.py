@@ -2,11 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import Writer
+from onnxkit.graph.edit import Writer, is_stored, permutation, producer
 from onnxkit.graph.portable_attention import known_sizes, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertProduct:
+    """The product in a Loop's body, of rows by a matrix that a step takes out of a stack.
+
+    Attributes:
+        matmul: the node.
+        expert: int64 scalar, the number of the matrix.
+        weight: float32, of all experts.
+        transposed: it is `[E,K,N]`; otherwise `[E,N,K]`, transposed in every step.
+    """
+
+    matmul: ir.Node
+    expert: ir.Value
+    weight: ir.Value
+    transposed: bool
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """E, N and K."""
+        experts, first, second = stored_sizes(self.weight)
+        return (experts, second, first) if self.transposed else (experts, first, second)
+
+
+def stored_sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """The sizes of a tensor in the file; none for anything else."""
+    tensor = None if value is None else value.const_value
+    return () if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
+
+
+def product_of(loop: ir.Node) -> ExpertProduct | None:
+    """The one product in a Loop's body whose right side is a matrix of many; None for loops about else."""
+    body = loop.attributes.get("body")
+    products = [] if body is None else [each for each in body.as_graph() if each.op_type == "MatMul"]
+    if len(products) != 1 or products[0].domain != "":
+        return None
+    matrix = products[0].inputs[1]
+    swap = producer(matrix, "Transpose")
+    turned = swap is not None and permutation(swap) == [1, 0]
+    gather = producer(swap.inputs[0] if swap is not None and turned else matrix, "Gather")
+    axis = gather.attributes.get("axis") if gather is not None else None
+    if gather is None or (axis is not None and axis.as_int() != 0):
+        return None
+    weight, expert = gather.inputs
+    if expert is None or not is_stored(weight, 3, ir.DataType.FLOAT):
+        return None
+    return ExpertProduct(matmul=products[0], expert=expert, weight=weight, transposed=not turned)
+
+
+def rows_of(loop: ir.Node, product: ExpertProduct) -> tuple[ir.Value, ir.Value] | None:
+    """What `write` was given, x `[M,K]` and experts `[M]`, where the Loop is all that it wrote."""
+    body = loop.attributes["body"].as_graph()
+    gather, scatter = producer(product.matmul.inputs[0], "GatherND"), producer(body.outputs[-1], "ScatterND")
+    hit = producer(product.expert, "Gather")
+    if gather is None or scatter is None or hit is None or len(loop.inputs) != len(body.inputs):
+        return None
+    x, rows = gather.inputs
+    swap = producer(rows, "Transpose")
+    equal = producer(_input(producer(_input(swap), "NonZero")), "Equal")
+    experts = _input(equal)
+    unique = producer(hit.inputs[0], "Unique")
+    wired = (
+        list(scatter.inputs) == [body.inputs[2], rows, product.matmul.outputs[0]]
+        and equal is not None
+        and equal.inputs[1] is product.expert
+        and hit.inputs[1] is body.inputs[0]
+        and _input(unique) is experts
+        and _input(producer(_input(producer(loop.inputs[0], "Squeeze")), "Shape")) is hit.inputs[0]
+        and producer(loop.inputs[2], "ConstantOfShape") is not None
+    )
+    return (x, experts) if wired and x is not None and experts is not None else None
+
+
+def _input(node: ir.Node | None) -> ir.Value | None:
+    return None if node is None else node.inputs[0]
 
 
 def write(part: Writer, node: ir.Node) -> ir.Value:

@@ -43,6 +43,8 @@ class IntegerFormat:
             pairs around the float operator ("qdq", static only), which any runtime reads.
         rounding: of the weights: to the nearest code, or by the error of the layer's output ("gptq").
         per_channel: a scale for each output channel; False: one for the whole weight.
+        fused: an attention and its projections become one operator; False: products and the standard
+            Attention, which is faster with wide vectors.
     """
 
     activations: Literal["dynamic", "rows", "static"]
@@ -50,6 +52,7 @@ class IntegerFormat:
     style: Literal["qoperator", "qdq"] = "qoperator"
     rounding: Literal["nearest", "gptq"] = "nearest"
     per_channel: bool = True
+    fused: bool = True
 
     def bits_per_weight(self, depth: int) -> float:
         """8 bits a code, and a float32 scale for the `depth` weights of a channel."""

@@ -119,6 +119,7 @@ class Planner:
             style="qdq" if options.format == "qdq" else "qoperator",
             rounding="gptq" if self._learns_rounding(target) else "nearest",
             per_channel=options.per_channel,
+            fused=hardware.fused_attention,
         )
 
     def _learns_rounding(self, target: Target) -> bool:

@@ -16,9 +16,8 @@ from onnxkit.quantize.codes.codebook import CodeBook
 from onnxkit.quantize.codes.weights import WeightStore
 from onnxkit.quantize.formats import LogFormat, Plan
 from onnxkit.quantize.operators import Rewriting, Target
+from onnxkit.quantize.operators.base import OLDEST_OPSET
 from onnxkit.quantize.operators.logarithm import LogStore
-
-OLDEST_OPSET = 13  # per-channel QuantizeLinear, Split and Squeeze as they are written here
 
 
 def prepare(model: ir.Model, where: str) -> ir.Model:
@@ -79,6 +78,8 @@ def rewrite(
         ranges: value name -> its range, for static formats.
         book: finds the codes of blocks; one that remembers them from variant to variant.
     """
+    opsets = [each.operator.opset(each, plan[each.name]) for each in targets if each.name in plan]
+    raise_opset(model, max(opsets, default=OLDEST_OPSET), "the model")
     dynamic, book = DynamicActivations(), book or CodeBook()
     context = Rewriting(
         graph=model.graph,

@@ -262,8 +262,8 @@ def _announce(job: Job, plans: Mapping[str, Plan]) -> None:
     slow = job.workshop.hardware.slow_8_bit_blocks and not generates(job.model)
     if slow and _mostly_8_bit_blocks(job, plans):
         job.progress.warn(
-            "8-bit blocks are slower than float32 on this kind of CPU (x86 without VNNI), but for models "
-            "that generate: the file gets smaller, the time longer; int8-dynamic makes both less"
+            "8-bit blocks are slower than float32 on this kind of CPU (x86), but for models that generate: "
+            "the file gets smaller, the time longer; int8-dynamic makes both less"
         )
 
 

@@ -190,11 +190,16 @@ def open_session(
 
 
 def _settings(ort: Any, *, threads: int, level: GraphOptimization) -> Any:
-    """Return ONNX Runtime's SessionOptions: silent, `threads` per operator, one operator at a time."""
+    """Return ONNX Runtime's SessionOptions: silent, `threads` per operator, one operator at a time.
+
+    Denormals count as zero: the weights of masked positions come out as such, and products with them take a
+    sixth to a quarter of a padded batch's time on Intel's CPUs. The first session of a process decides.
+    """
     settings = ort.SessionOptions()
     settings.log_severity_level = LOG_FATAL
     settings.intra_op_num_threads = threads
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
+    settings.add_session_config_entry("session.set_denormal_as_zero", "1")
     return settings
 
 

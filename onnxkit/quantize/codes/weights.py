@@ -106,38 +106,51 @@ class WeightStore:
         axis: int,
         format: IntegerFormat,
         layer: str,
+        part: slice | None = None,
         turned: bool = False,
         rounder: Rounder | None = None,
     ) -> ir.Value:
         """Return the int8 codes of `weight`, transposed when `turned`, as an initializer.
 
+        Args:
+            part: of the channels; all by default.
+
         Raises:
             InputError: the weight holds NaN or infinity; names the tensor and the layer.
         """
-        scales = self._scales_of(weight, axis, format, layer)
+        scales = self._scales_of(weight, axis, format, layer)[part or slice(None)]
         tensor = _tensor(weight)
 
         def compute() -> ir.TensorProtocol:
-            made = _rounded(tensor.numpy(), scales, axis, rounder)
+            made = _rounded(_channels(tensor.numpy(), axis, part), scales, axis, rounder)
             return ir.Tensor(np.ascontiguousarray(made.T) if turned else made)
 
         def lazy() -> ir.LazyTensor:
             dims = [int(d) for d in tensor.shape.numpy()]
+            dims[axis] = len(scales)
             shape = ir.Shape(dims[::-1] if turned else dims)
             return ir.LazyTensor(compute, dtype=ir.DataType.INT8, shape=shape)
 
-        suffix = "codes" + (".transposed" if turned else "")
+        suffix = "codes" + _named(part) + (".transposed" if turned else "")
         key = (*_key(weight, axis, format), format.rounding, suffix)
         return self._once(key, f"{weight.name}.{suffix}", lazy)
 
     def scales(
-        self, weight: ir.Value, *, axis: int, format: IntegerFormat, layer: str, column: bool = False
+        self,
+        weight: ir.Value,
+        *,
+        axis: int,
+        format: IntegerFormat,
+        layer: str,
+        part: slice | None = None,
+        column: bool = False,
     ) -> ir.Value:
         """Return the scales as a float32 initializer [channels], or [channels, 1] as a column."""
-        found = self._scales_of(weight, axis, format, layer)
+        found = self._scales_of(weight, axis, format, layer)[part or slice(None)]
         array = found.reshape(-1, 1) if column else found
-        key = (*_key(weight, axis, format), "scale", column)
-        return self._once(key, f"{weight.name}.scale", lambda: ir.Tensor(array))
+        suffix = "scale" + _named(part)
+        key = (*_key(weight, axis, format), suffix, column)
+        return self._once(key, f"{weight.name}.{suffix}", lambda: ir.Tensor(array))
 
     def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """Return `array` as an initializer; the same name means the same constant."""
@@ -163,6 +176,14 @@ class WeightStore:
 
 def _key(weight: ir.Value, axis: int, format: IntegerFormat) -> tuple[object, ...]:
     return weight.name, axis, format.grid, format.per_channel
+
+
+def _channels(weight: npt.NDArray[np.floating], axis: int, part: slice | None) -> npt.NDArray[np.floating]:
+    return weight if part is None else weight[(slice(None),) * axis + (part,)]
+
+
+def _named(part: slice | None) -> str:
+    return "" if part is None else f".{part.start}-{part.stop}"
 
 
 def _rounded(weight: npt.NDArray[np.floating], scales: Floats, axis: int, rounder: Rounder | None) -> Codes:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypedDict, TypeGuard
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from onnxkit.quantize.codes.weights import Rounder, WeightStore
 from onnxkit.quantize.formats import Format, IntegerFormat, Plan, Way
 
 CONTRIB = "com.microsoft"
+OLDEST_OPSET = 13  # per-channel QuantizeLinear, Split and Squeeze as they are written here
 
 
 class Placement(TypedDict):
@@ -28,6 +29,7 @@ class Placement(TypedDict):
     axis: int
     format: IntegerFormat
     layer: str
+    part: NotRequired[slice | None]
 
 
 class Rounded(TypedDict):
@@ -101,6 +103,7 @@ class Rewriting:
         weights: makes the initializers of integer formats.
         blocks: makes those of blocks.
         book: finds the codes of both by what layers saw.
+        masks: float masks that attentions share, by the mask of integers and what they add.
     """
 
     graph: ir.Graph
@@ -109,6 +112,7 @@ class Rewriting:
     weights: WeightStore
     blocks: BlockStore
     book: CodeBook
+    masks: dict[tuple[ir.Value, float], ir.Value] = dataclasses.field(default_factory=dict)
 
     def format_of(self, target: Target) -> Format:
         """What the target becomes."""
@@ -208,6 +212,10 @@ class Operator(ABC):
     @abstractmethod
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """Say what the node is; None when it has no weight in the sense of this operator at all."""
+
+    def opset(self, target: Target, format: Format) -> int:
+        """The oldest opset of the standard operators that its form in the format has."""
+        return OLDEST_OPSET
 
     @abstractmethod
     def rewrite(self, target: Target, context: Rewriting) -> None:
