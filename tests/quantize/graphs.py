@@ -89,6 +89,7 @@ def quantized(
     rows: bool = False,
     ranges: Mapping[str, Range] | None = None,
     formats: Mapping[str, Format] | None = None,
+    target: str = "avx2",
 ) -> tuple[onnx.ModelProto, Selection]:
     """Select and rewrite in memory; every layer is taken, however small (`include` of everything).
 
@@ -98,7 +99,7 @@ def quantized(
     graph = prepare(ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model, "model.onnx")
     scheme = SCHEMES[options.scheme]
     selection = select(graph, scheme, options)
-    hardware = dataclasses.replace(hardware_for("avx2"), products=grid, convolutions=grid)
+    hardware = dataclasses.replace(hardware_for(target), products=grid, convolutions=grid)
     planner = Planner(scheme=scheme, options=options, hardware=hardware, rows=rows)
     plan = {**planner.plan(selection.targets), **(formats or {})}
     rewrite(graph, selection.targets, plan, ranges=ranges)

@@ -197,6 +197,42 @@ def test_encoders_stay_near_the_float_ones(tmp_path, case, side):
     assert cosine(got[valid], right[valid]) > 0.995
 
 
+@pytest.mark.parametrize("side", ["right", "left", "all"])
+def test_wide_vectors_get_the_same_by_the_standard_attention(tmp_path, side):
+    """Three products and Attention for AVX-512: the numbers of QAttention, row by row of codes and scales."""
+    save_plain(build_encoder(), tmp_path / "model.onnx")
+    made = []
+    for target in ("avx2", "avx512-vnni"):
+        graph = load_model(tmp_path / "model.onnx")
+        lower(graph, ort_cpu.LOWERINGS)
+        made.append(quantized(graph, target=target)[0])
+    fused, apart = made
+    assert {"QAttention"} <= set(operators(fused)) and "QAttention" not in operators(apart)
+    assert operators(apart).count("Attention") == 2
+    assert operators(apart).count("Expand") == 1  # one mask for both layers
+    assert next(each.version for each in apart.opset_import if each.domain == "") == 23
+    given = feeds(3, 9, padding="right" if side == "all" else side)
+    if side == "all":  # a row without any token
+        given["attention_mask"][1] = 0
+    given = {each.name: given[each.name] for each in session(fused).inputs}
+    right, got = (session(each).run(given)["last_hidden_state"] for each in (fused, apart))
+    np.testing.assert_allclose(got, right, atol=2e-5)
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+def test_the_standard_attention_without_a_mask(causal):
+    node = helper.make_node(
+        "Attention", ["x", "w", "b"], ["y"], name="n", domain="com.microsoft", num_heads=4, scale=0.3,
+        unidirectional=causal,
+    )  # fmt: skip
+    model = proto([node], {"w": W, "b": B}, inputs=X)
+    fused, apart = (quantized(model, target=target)[0] for target in ("avx2", "avx512-vnni"))
+    assert operators(apart)[1:] == ["MatMulIntegerToFloat"] * 3 + ["Attention"]
+    x = random(2, 5, 32, seed=7)
+    right, got = (session(each).run({"x": x})["y"] for each in (fused, apart))
+    np.testing.assert_allclose(got, right, atol=1e-5)
+
+
 def test_attentions_own_products_are_kept_and_named(tmp_path):
     save_plain(build_encoder(), tmp_path / "model.onnx")
     model, selection = quantized(load_model(tmp_path / "model.onnx"))

@@ -215,7 +215,8 @@ def test_an_unknown_scheme_offers_the_nearest():
 def test_the_grid_follows_from_the_machine():
     assert hardware_for("avx2").products == "paired"
     assert hardware_for("avx2").convolutions == "seven"
-    assert hardware_for("avx2").slow_8_bit_blocks
+    assert hardware_for("avx2").slow_8_bit_blocks and not hardware_for("arm64").slow_8_bit_blocks
+    assert [name for name in TARGETS if not hardware_for(name).fused_attention] == ["avx512-vnni"]
     for name in set(TARGETS) - {"avx2"}:
         assert hardware_for(name).products == hardware_for(name).convolutions == "full"
     assert hardware_for(None) == hardware_of(machine.cpu())
