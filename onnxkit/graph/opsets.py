@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import onnx
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
 
 
 def raise_opset(model: ir.Model, oldest: int, where: str) -> None:
-    """Convert a graph that is older than opset `oldest` to that, in place.
+    """Convert a graph that is older than opset `oldest` to that and to its IR version, in place.
 
     Raises:
         InputError: onnx's converter does not know an operator of the graph.
@@ -30,6 +31,8 @@ def raise_opset(model: ir.Model, oldest: int, where: str) -> None:
         logger.disabled = quiet
     if model.graph.opset_imports[""] != oldest:  # what its converter cannot do it leaves as it is
         raise _cannot(where, version, oldest)
+    standard = onnx.helper.make_opsetid("", oldest)
+    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for([standard]))
 
 
 def _cannot(where: str, version: int, oldest: int) -> InputError:

@@ -91,7 +91,7 @@ def test_a_non_contiguous_feed_is_read_right(adder: bytes) -> None:
 
 
 def test_denormals_count_as_zero() -> None:
-    """In a process of its own: the first session decides. Products with denormals are slow on Intel's CPUs."""
+    """In a process of its own: the first session decides. Products with denormals are slow on Intel CPUs."""
     code = """
 import numpy as np
 from onnx import TensorProto, helper
