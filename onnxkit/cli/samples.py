@@ -94,7 +94,12 @@ def from_command_line(request: Request, task: Task) -> Iterator[Mapping[str, Any
         ways = "--pair" if task.columns == ("text", "text_pair") else ways
         raise UsageError(f"{task.name} takes {ways}, or --file; not a bare INPUT")
     column = task.columns[0]
-    return iter([{column: Path(text) if column in PATHS else text} for text in request.inputs])
+    if column not in PATHS:
+        return iter([{column: text} for text in request.inputs])
+    folder = next((text for text in request.inputs if Path(text).is_dir()), None)
+    if folder is not None:
+        raise UsageError(f"{folder} is a directory: --file {folder} runs all that is in it")
+    return iter([{column: Path(text)} for text in request.inputs])
 
 
 def _chat(path: Path) -> Mapping[str, Any]:

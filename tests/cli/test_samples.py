@@ -66,6 +66,11 @@ def test_a_way_that_is_not_the_tasks_is_refused(request_: Request, columns: tupl
         list(from_command_line(request_, task(*columns)))
 
 
+def test_a_folder_is_for_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{tmp_path} is a directory: --file {tmp_path} runs"):
+        from_command_line(Request(inputs=("x.png", str(tmp_path))), task("image"))
+
+
 def test_files_are_read_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "lines.txt"
     file.write_text("one\ntwo\n")
