@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def select_all(
     found = {name: _select(model, name, wishes) for name, model in models.items()}
     if not any(selection.targets for selection in found.values()):
         kept = [layer for selection in found.values() for layer in selection.kept]
-        raise InputError(_nothing(kept, wishes) + _inside(models.values()))
+        raise InputError(_nothing(kept, wishes))
     return found
 
 
@@ -139,7 +139,8 @@ def _select(model: ir.Model, component: str, wishes: _Wishes) -> Selection:
             kept.append(_keep(node, str(reason)))
     targets, by_policy = _apply_policies(candidates, wishes)
     names = {str(node.name): index for index, node in enumerate(nodes)}
-    everything = sorted([*kept, *by_policy], key=lambda layer: names[layer.name])
+    kept += [_keep(node, "in a branch or loop") for node in _inner_layers(nodes)]
+    everything = sorted([*kept, *by_policy], key=lambda layer: names.get(layer.name, len(nodes)))
     named = tuple(dataclasses.replace(layer, component=component) for layer in everything)
     return Selection(targets=tuple(targets), kept=named, experts=experts)
 
@@ -156,16 +157,17 @@ def _masks(target: Target) -> bool:
 
 def _float_experts(model: ir.Model, wishes: _Wishes) -> str | None:
     """What is said of experts that the scheme has no format for."""
-    row = OPERATORS["", "Loop"]
-    if wishes.scheme.way in row.possible_for:
+    if wishes.scheme.way in OPERATORS["", "Loop"].possible_for:
         return None
-    found = [row.recognize(node) for node in model.graph if node.op_type == row.op_type]
-    inside = sum(target.parameters for target in found if isinstance(target, Target))
+    rows = ((OPERATORS.get((node.domain, node.op_type)), node) for node in model.graph)
+    found = [row.recognize(node) for row, node in rows if row is not None]
+    inside = sum(t.parameters for t in found if isinstance(t, Target) and t.kind == "experts")
     if not inside:
         return None
     tensors = [value.const_value for value in model.graph.initializers.values()]
     everything = sum(int(t.size) for t in tensors if t is not None and t.dtype == ir.DataType.FLOAT)
-    able = ", ".join(name for name, scheme in SCHEMES.items() if scheme.way in row.possible_for)
+    possible = OPERATORS["", "Loop"].possible_for
+    able = ", ".join(name for name, scheme in SCHEMES.items() if scheme.way in possible)
     share = 100 * inside / everything
     return f"{share:.0f} % of the weights are in experts, which stay float; {able} quantize them"
 
@@ -333,15 +335,23 @@ def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
     return frozenset(asked)
 
 
-def _inside(models: Iterable[ir.Model]) -> str:
-    """Say how many layers stand in branches and loops, which are not looked into."""
-    inner = [node for model in models for graph in model.graph.subgraphs() for node in graph]
-    count = sum((node.domain, node.op_type) in OPERATORS for node in inner)
-    return (
-        f"; {count} layers stand in branches or loops (If, Loop, Scan), which stay as they are"
-        if count
-        else ""
-    )
+def _inner_layers(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Layers in branches and loops (If, Loop, Scan), which stay as they are; those of experts are not."""
+    for outer in nodes:
+        row = OPERATORS.get((outer.domain, outer.op_type))
+        if row is not None and isinstance(row.recognize(outer), Target):
+            continue
+        for body in outer.attributes.values():
+            graphs = body.value if body.type == ir.AttributeType.GRAPHS else [body.value]
+            for graph in graphs:
+                if isinstance(graph, ir.Graph):
+                    yield from (node for node in graph if _is_layer(node))
+                    yield from _inner_layers(graph)
+
+
+def _is_layer(node: ir.Node) -> bool:
+    row = OPERATORS.get((node.domain, node.op_type))
+    return row is not None and isinstance(row.recognize(node), Target)
 
 
 def _nothing(kept: Sequence[KeptLayer], wishes: _Wishes) -> str:

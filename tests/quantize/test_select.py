@@ -202,9 +202,13 @@ def test_layers_of_branches_are_spoken_of():
         helper.make_node("Cast", ["flag"], ["f"], to=onnx.TensorProto.BOOL),
         helper.make_node("If", ["f"], ["y"], then_branch=branch, else_branch=branch),
     ]
-    model = proto(nodes, {"w": random(32, 8)}, inputs={"x": [1, 32], "flag": []})
-    with pytest.raises(InputError, match=r"nothing to quantize.*; 2 layers stand in branches or loops"):
+    weights = {"w": random(32, 8), "v": random(8, 64)}
+    model = proto(nodes, weights, inputs={"x": [1, 32], "flag": []})
+    with pytest.raises(InputError, match=r"2 layers stay float \(first: 'inner', in a branch or loop\)"):
         chosen(model)
+    nodes.append(helper.make_node("MatMul", ["y", "v"], ["z"], name="outer"))
+    model = proto(nodes, weights, inputs={"x": [1, 32], "flag": []}, outputs=("z",))
+    assert chosen(model, include=(".",)) == (["outer"], {"inner": "in a branch or loop"})
 
 
 def test_an_unknown_scheme_offers_the_nearest():
