@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from onnxkit.errors import InputError, ResourceError
+from onnxkit.runtime.denormals import float_state
 from onnxkit.runtime.failures import run_failure
 from onnxkit.runtime.interrupt import terminable
 from onnxkit.runtime.library import LOG_FATAL, import_onnxruntime
@@ -152,7 +153,7 @@ class Binding:
         options = self._run_options()
         options.log_severity_level = LOG_FATAL
         try:
-            with terminable(options):
+            with terminable(options), float_state(denormals_as_zero=True):
                 if self.session.device != "cpu":
                     self._raw.synchronize_inputs()  # `feed` copies asynchronously
                 self._handle.run_with_iobinding(self._raw, options)

@@ -15,6 +15,7 @@ from onnxkit.errors import EnvironmentProblem, InputError, UsageError
 from onnxkit.machine import Cores, usable_cores
 from onnxkit.runtime.binding import Binding, device_of
 from onnxkit.runtime.cuda import examine_cuda, preload_cuda
+from onnxkit.runtime.denormals import float_state
 from onnxkit.runtime.failures import load_failure, plain, run_failure
 from onnxkit.runtime.feeds import check_feeds, fetch, needs_values, to_values
 from onnxkit.runtime.interrupt import terminable
@@ -116,7 +117,7 @@ class Session:
         options = self._run_options()
         options.log_severity_level = LOG_FATAL
         try:
-            with terminable(options):
+            with terminable(options), float_state(denormals_as_zero=True):
                 arrays = self._run(names, feeds, options)
         except Exception as error:  # pybind classes without a common base
             if options.terminate:
@@ -190,16 +191,12 @@ def open_session(
 
 
 def _settings(ort: Any, *, threads: int, level: GraphOptimization) -> Any:
-    """Return ONNX Runtime's SessionOptions: silent, `threads` per operator, one operator at a time.
-
-    Denormals count as zero: the weights of masked positions come out as such, and products with them take a
-    sixth to a quarter of a padded batch's time on Intel's CPUs. The first session of a process decides.
-    """
+    """Return ONNX Runtime's SessionOptions: silent, `threads` per operator, one operator at a time."""
     settings = ort.SessionOptions()
     settings.log_severity_level = LOG_FATAL
     settings.intra_op_num_threads = threads
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
-    settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+    settings.add_session_config_entry("session.set_denormal_as_zero", "1")  # of its threads: `denormals`
     return settings
 
 
@@ -234,7 +231,8 @@ def _create(
         arguments["providers"] = [(provider, dict(ep_options)), CPU]
     source = str(model) if isinstance(model, Path) else model
     try:
-        handle = ort.InferenceSession(source, settings, **arguments)
+        with float_state():  # the first session of a process switches the thread that opens it
+            handle = ort.InferenceSession(source, settings, **arguments)
     except Exception as error:  # pybind classes without a common base
         if provider != CPU and _is_provider_failure(str(error), provider):
             raise EnvironmentProblem(f"{_unusable(provider)} ({plain(str(error))})") from error

@@ -83,6 +83,17 @@ def test_auto_leaves_an_even_input_nearly_alone_and_rows_alone() -> None:
     assert np.abs(np.log(done["layer.up"].factors)).max() < 1.0
 
 
+@pytest.mark.parametrize(("outlier", "written"), [(1.0, 0), (100.0, 1)])
+def test_a_mul_of_its_own_must_pay(outlier: float, written: int) -> None:
+    """Nothing before the graph's input takes the division; a slight gain is not worth a pass over it."""
+    graph = ir.from_proto(mlp(width=WIDTH))
+    targets = linear_targets(graph)
+    muls = [node.op_type for node in graph.graph].count("Mul")
+    done = smooth(graph, targets, {"x": statistics(inputs(outlier))}, {t.name: FORMAT for t in targets})
+    assert [node.op_type for node in graph.graph].count("Mul") == muls + written
+    assert (done["layer.up"].factors != 1.0).any() == bool(written)
+
+
 def test_a_twin_gets_the_same() -> None:
     model = mlp(width=WIDTH)
     graphs = [ir.from_proto(copy.deepcopy(model)) for _ in range(2)]

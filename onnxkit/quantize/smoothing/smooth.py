@@ -40,6 +40,13 @@ FLOOR = 0.5
 COLUMNS = 256
 """Output channels of a product that the search looks at."""
 
+PAYS = 1e-6
+"""Error that a Mul must spare for each input channel of each product, where nothing takes the division.
+
+A Mul is a pass over all activations. On MiniLM 5 of 18 do not pay, those of the last two wide layers among
+them: 0.9983 -> 0.9980 (static) for 4 % of the time with AVX-512; at 3e-6 it is 0.9976 for no more.
+"""
+
 _TINY = 1e-5
 
 
@@ -92,7 +99,7 @@ def smooth(
         if seen is None:
             continue
         found = _search(group, seen, plan) if alpha == "auto" else _fixed(group, seen, alpha)
-        scale_inputs(model, group, found.factors)
+        _apply(model, group, found)
         done |= {target.name: found for target in group.targets}
     return done
 
@@ -100,7 +107,12 @@ def smooth(
 def repeat(model: ir.Model, targets: Sequence[Target], done: Mapping[str, Smoothing]) -> None:
     """Do to a graph loaded anew what `smooth` did to its twin."""
     for group in reversed(groups_of([target for target in targets if target.name in done])):
-        scale_inputs(model, group, done[group.targets[0].name].factors)
+        _apply(model, group, done[group.targets[0].name])
+
+
+def _apply(model: ir.Model, group: Group, found: Smoothing) -> None:
+    if (found.factors != 1.0).any():  # no Mul for nothing
+        scale_inputs(model, group, found.factors)
 
 
 def smoothing_factors(magnitudes: Floats, weights: Floats, alpha: float, floor: float) -> Floats:
@@ -136,7 +148,9 @@ def _search(group: Group, seen: InputStatistics, plan: Plan) -> Smoothing:
         return Smoothing(alpha=0.0, factors=ones)
     halves = (sample[: len(sample) // 2], sample[len(sample) // 2 :])
     error = _Error(group, plan)
-    best, least = Smoothing(alpha=0.0, factors=ones), sum(error(half, ones) for half in halves)
+    untouched = Smoothing(alpha=0.0, factors=ones)
+    alone = sum(error(half, ones) for half in halves)
+    best, least = untouched, alone
     for alpha in ALPHAS:
         for floor in FLOORS:
             total = 0.0
@@ -145,7 +159,8 @@ def _search(group: Group, seen: InputStatistics, plan: Plan) -> Smoothing:
             if total < least:
                 least = total
                 best = Smoothing(alpha=alpha, factors=_factors(group, seen.absmax, alpha, floor))
-    return best
+    spared = (alone - least) / len(halves) / len(group.targets)
+    return best if group.absorption is not None or spared > PAYS * group.depth else untouched
 
 
 def _factors(group: Group, magnitudes: Floats, alpha: float, floor: float) -> Floats:
@@ -210,4 +225,4 @@ def _quantized(x: Floats, *, by_row: bool) -> Floats:
     return rounded
 
 
-__all__ = ["ALPHAS", "FLOOR", "FLOORS", "Smoothing", "repeat", "smooth", "smoothing_factors"]
+__all__ = ["ALPHAS", "FLOOR", "FLOORS", "PAYS", "Smoothing", "repeat", "smooth", "smoothing_factors"]
