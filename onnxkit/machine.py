@@ -6,11 +6,13 @@ parameter, so that tests (and a curious user) can point it at another machine's 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ _X86 = frozenset({"sse4_2", "avx", "avx2", "avx512f"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _HUGE_PAGE, _HUGE_PIECE, _LEAST_HUGE = 2 << 20, 32 << 20, 4 << 20
 _HUGE_ADVICE = (14, 25)  # MADV_HUGEPAGE, MADV_COLLAPSE
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 # cgroup v1 writes "no limit" as the largest multiple of the page size below 2**63.
 _V1_UNLIMITED = 1 << 60
 
@@ -160,6 +163,20 @@ def cpu_seconds(*, root: Path = ROOT) -> tuple[float, float] | None:
     hertz = os.sysconf("SC_CLK_TCK")
     idle = ticks[3] + (ticks[4] if len(ticks) > 4 else 0)
     return (sum(ticks) - idle) / hertz, sum(ticks) / hertz
+
+
+def allocate_side_by_side() -> None:
+    """Let allocations below 32 MiB lie together in this process's heap from now on (glibc's malloc).
+
+    By itself it maps each of them of its own, and of weights of a few MiB only the whole huge pages within
+    can be taken up (`use_huge_pages`): 70 % of a 135M model's, where all of them are 3 to 6 % faster to
+    decode with. 32 MiB is the largest that it accepts; memory freed at the heap's end stays, up to 256 MiB.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_MMAP_THRESHOLD, 32 << 20)
+            mallopt(_TRIM_THRESHOLD, 256 << 20)
 
 
 def use_huge_pages(*, root: Path = ROOT) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,6 +180,23 @@ MAPS = """\
 def test_only_large_private_memory_without_a_file_goes_into_huge_pages() -> None:
     found = [(hex(start), hex(end)) for start, end in machine._anonymous(MAPS)]
     assert found == [("0x7f0000200000", "0x7f0000a00000"), ("0x7f0006000000", "0x7f0007000000")]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc only")
+def test_large_allocations_lie_in_the_heap() -> None:
+    code = """
+import ctypes
+from onnxkit import machine
+machine.allocate_side_by_side()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+place = libc.malloc(ctypes.c_size_t(3 << 20))
+[heap] = [line for line in open("/proc/self/maps") if line.rstrip().endswith("[heap]")]
+start, end = (int(part, 16) for part in heap.split()[0].split("-"))
+print(start <= place < end)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
 
 
 def test_no_huge_pages_here(tmp_path: Path) -> None:

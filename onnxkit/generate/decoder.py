@@ -21,7 +21,7 @@ from onnxkit.generate.cache import Array, Cache, GrowingCache, SharedCache
 from onnxkit.generate.encoder import Cross
 from onnxkit.generate.huge_pages import HugePages
 from onnxkit.generate.roles import roles_of
-from onnxkit.machine import cpu
+from onnxkit.machine import allocate_side_by_side, cpu
 from onnxkit.runtime import RuntimeOptions, Session, array_of, bits_dtype, open_session
 
 # Tokens of one run of a long prompt: of more, attention computes scores that the causal mask drops, and its
@@ -67,6 +67,7 @@ class Decoder:
             EnvironmentProblem, ResourceError: as `open_session`.
         """
         options = dataclasses.replace(runtime, whole_scores=cpu().x86)
+        allocate_side_by_side()
         return cls(open_session(file, options), config, stepwise=stepwise)
 
     @property
