@@ -32,7 +32,4 @@ def experts_forward(
 
 def _linear(module: Any, name: str, rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     result: torch.Tensor = OPS.expert_matmul(rows, getattr(module, name), chosen, module.is_transposed)
-    if not module.has_bias:
-        return result
-    bias: torch.Tensor = getattr(module, f"{name}_bias")
-    return result + bias.index_select(0, chosen)
+    return result + getattr(module, f"{name}_bias")[chosen] if module.has_bias else result

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from onnxkit.measure.weight_slots import PASS_THROUGH, WEIGHT_SLOTS
+from onnxkit.measure.weight_slots import PASS_THROUGH, slots_at
 from onnxkit.safety.onnx_walk import all_graphs, with_inner
 
 # Bits of an element, by onnx.proto's TensorProto.DataType.
@@ -24,7 +24,7 @@ _SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
 _AS_THEY_ARE = ("Cast", "Slice")
 """What stands between scales and their reader: they are stored in half precision, or for several experts."""
 _STACK = 3
-_PACKED, _DEFAULT_BITS = ("MatMulNBits", "GatherBlockQuantized"), 4
+_PACKED, _DEFAULT_BITS = ("MatMulNBits", "GatherBlockQuantized", "QMoE"), 4
 
 
 @dataclass(kw_only=True)
@@ -98,7 +98,7 @@ def _count_graph(graph: onnx.GraphProto, census: Census) -> None:
         if _is_parameter(tensor, consumers):
             census.parameters += _logical_elements(tensor, consumers)
         for use in consumers:
-            slots = WEIGHT_SLOTS.get(use.node.op_type)
+            slots = slots_at(use.node.op_type, use.slot)
             if slots is not None and slots.linear and use.slot == slots.weight:
                 _count_linear(tensor, use, scope, seen, census)
 
@@ -131,7 +131,7 @@ def _is_parameter(tensor: onnx.TensorProto, uses: list[_Use]) -> bool:
     """Tell weights from scales, zero points, shapes and scalar constants."""
     if tensor.data_type not in _FLOAT | _SMALL_INTEGER or not tensor.dims:
         return False
-    slots = ((WEIGHT_SLOTS.get(use.node.op_type), use.slot) for use in uses)
+    slots = ((slots_at(use.node.op_type, use.slot), use.slot) for use in uses)
     return bool(uses) and not any(known is not None and slot in known.parameters for known, slot in slots)
 
 
@@ -153,8 +153,9 @@ def _count_linear(tensor: onnx.TensorProto, use: _Use, scope: _Scope, seen: set[
 
 def _companions(tensor: onnx.TensorProto, use: _Use, scope: _Scope) -> Iterator[onnx.TensorProto]:
     """Yield the scales and zero points of a weight: of the node that uses it, or of its DequantizeLinear."""
-    slots = WEIGHT_SLOTS[use.node.op_type]
-    names = [use.node.input[slot] for slot in slots.parameters if slot < len(use.node.input)]
+    slots = slots_at(use.node.op_type, use.slot)
+    positions = () if slots is None else slots.parameters
+    names = [use.node.input[slot] for slot in positions if slot < len(use.node.input)]
     for direct in scope.uses.get(tensor.name, ()):
         if direct.node.op_type == "DequantizeLinear":
             names.extend(direct.node.input[1:])
@@ -179,7 +180,7 @@ def _elements(tensor: onnx.TensorProto) -> int:
 def _logical_elements(tensor: onnx.TensorProto, consumers: list[_Use]) -> int:
     """Return the number of values that a tensor stands for; uint8 bytes may pack several."""
     for use in consumers:
-        slots = WEIGHT_SLOTS.get(use.node.op_type)
+        slots = slots_at(use.node.op_type, use.slot)
         if slots is not None and slots.weight == use.slot and tensor.data_type == onnx.TensorProto.UINT8:
             return _elements(tensor) * 8 // _code_bits(tensor, use)
     return _elements(tensor)
@@ -189,4 +190,6 @@ def _code_bits(tensor: onnx.TensorProto, use: _Use) -> int:
     """Bits of one code of an integer weight."""
     if use.node.op_type not in _PACKED:
         return _BITS[tensor.data_type]
-    return max(1, next((a.i for a in use.node.attribute if a.name == "bits"), _DEFAULT_BITS))
+    return max(
+        1, next((a.i for a in use.node.attribute if a.name in ("bits", "expert_weight_bits")), _DEFAULT_BITS)
+    )

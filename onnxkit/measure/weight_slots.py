@@ -18,12 +18,14 @@ class WeightSlots:
         quantized: whether the operator itself computes with an integer weight.
         parameters: positions of scales and zero points, which are no model parameters.
         linear: whether the operator is a matrix product or a convolution.
+        second: of another weight that the operator has.
     """
 
     weight: int
     quantized: bool = False
     parameters: tuple[int, ...] = ()
     linear: bool = True
+    second: WeightSlots | None = None
 
 
 WEIGHT_SLOTS: dict[str, WeightSlots] = {
@@ -43,11 +45,24 @@ WEIGHT_SLOTS: dict[str, WeightSlots] = {
     "QGemm": WeightSlots(weight=3, quantized=True, parameters=(1, 2, 4, 5, 7, 8)),
     "QLinearConv": WeightSlots(weight=3, quantized=True, parameters=(1, 2, 4, 5, 6, 7)),
     "ConvInteger": WeightSlots(weight=1, quantized=True, parameters=(2, 3)),
+    "MoE": WeightSlots(weight=2, second=WeightSlots(weight=4)),
+    "QMoE": WeightSlots(
+        weight=2, quantized=True, parameters=(3, 11),
+        second=WeightSlots(weight=5, quantized=True, parameters=(6, 12)),
+    ),
     "Gather": WeightSlots(weight=0, linear=False),
     "GatherBlockQuantized": WeightSlots(weight=0, quantized=True, parameters=(2, 3), linear=False),
     "QuantizeLinear": WeightSlots(weight=0, parameters=(1, 2), linear=False),
     "DequantizeLinear": WeightSlots(weight=0, parameters=(1, 2), linear=False),
-}
+}  # fmt: skip
+
+
+def slots_at(op_type: str, slot: int) -> WeightSlots | None:
+    """Return what an operator type's input at a position belongs to: the weight that it is or scales."""
+    found = WEIGHT_SLOTS.get(op_type)
+    second = None if found is None else found.second
+    return second if second is not None and slot in (second.weight, *second.parameters) else found
+
 
 PASS_THROUGH = frozenset(
     {

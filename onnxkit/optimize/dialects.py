@@ -10,6 +10,7 @@ from onnxkit.errors import UsageError, suggestion
 from onnxkit.graph import fusions, ort_cpu, ort_cuda
 from onnxkit.graph.fusions import Fusion
 from onnxkit.graph.lowering import Lowering
+from onnxkit.graph.mixtures import EXPERTS
 from onnxkit.graph.packing import PACKED_LINEARS
 from onnxkit.runtime import provider_name
 
@@ -50,7 +51,7 @@ DIALECTS: dict[str, Dialect] = {
     # SkipLayerNormalization stays out on the CPU: its kernel costs five times what it replaces. `packing` and
     # `fusions.fuse_skip_rms_norm` say what packed linears and the skip form of RMSNorm cost and win.
     "CPUExecutionProvider": Dialect(
-        lowerings=ort_cpu.LOWERINGS, neighbours=(PACKED_LINEARS, fusions.SKIP_RMS_NORM)
+        lowerings=ort_cpu.LOWERINGS, neighbours=(EXPERTS, PACKED_LINEARS, fusions.SKIP_RMS_NORM)
     ),
     "CUDAExecutionProvider": Dialect(
         lowerings=ort_cuda.LOWERINGS,

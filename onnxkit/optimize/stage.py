@@ -207,7 +207,7 @@ def _tolerance(model: ir.Model, level: Level) -> str:
 
 def _rounds(node: ir.Node) -> bool:
     level = node.attributes.get("accuracy_level")
-    return node.op_type == "MatMulNBits" and level is not None and level.as_int() == 4
+    return node.op_type in ("MatMulNBits", "QMoE") and level is not None and level.as_int() == 4
 
 
 def _copy(graph: Graph, model: ModelDir) -> Attempt:

@@ -22,7 +22,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _WEIGHED = {
     "MatMul", "FusedMatMul", "Gemm", "Conv", "Gather", "Attention", "MatMulNBits", "GatherBlockQuantized",
     "MatMulIntegerToFloat", "DequantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm",
-    "QAttention", "Mul",
+    "QAttention", "Mul", "MoE", "QMoE",
 }  # fmt: skip
 """Readers of weights and scales. Others' constants may be infinite: masks are added, some are looked up."""
 

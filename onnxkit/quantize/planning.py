@@ -72,9 +72,12 @@ class Planner:
         return tuple(dict.fromkeys((narrow, finer, coarser, wide)))
 
     def block_format(self, target: Target, bits: Literal[4, 8]) -> Format:
-        """Blocks of `bits`. A table that no block divides has int8 rows, a scale each."""
+        """Blocks of `bits`; those of tables and of mixtures in one operator divide the rows.
+
+        A table that no block divides has int8 rows, a scale each.
+        """
         size = self.options.block_size or 32
-        if target.kind == "embedding" or target.tied:
+        if target.kind == "embedding" or target.tied or target.node.op_type == "MoE":
             while target.depth % size and size > _LEAST_BLOCK:
                 size //= 2
             if target.depth % size and target.kind == "embedding":

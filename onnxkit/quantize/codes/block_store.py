@@ -10,6 +10,7 @@ multiplies with garbage (accuracy level 4, ONNX Runtime 1.31): so the codes stan
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,8 @@ class BlockedWeight:
     """The values that stand for one weight.
 
     Attributes:
-        codes: uint8 `[N, blocks, size·bits/8]` of a matrix, `[N, blocks·size·bits/8]` of a table.
+        codes: uint8 `[N, blocks, size·bits/8]` of a matrix, `[N, blocks·size·bits/8]` of a table. Of a stack
+            each is `[E, N/E, …]`, and the codes are those of a table.
         scales: float32 `[N, blocks]`.
         zero_points: uint8 `[N, ceil(blocks·bits/8)]`, or None.
         depth, channels: K and N of the product.
@@ -47,7 +49,7 @@ class BlockStore:
 
     def __init__(self, graph: ir.Graph, book: CodeBook) -> None:
         self._graph, self._book = graph, book
-        self._made: dict[tuple[str, bool, BlockFormat], BlockedWeight] = {}
+        self._made: dict[tuple[str, bool, BlockFormat, tuple[int, ...]], BlockedWeight] = {}
         self._shaped: dict[tuple[str, int], ir.Value] = {}
         self._behind: dict[str, ir.Value] = {}
 
@@ -62,33 +64,45 @@ class BlockStore:
         """Return a table `[N, K]` in blocks along its rows; K is a multiple of the block's size."""
         return self._as(item, blocks, rank=2)
 
+    def stack(self, item: BlockedTensor, blocks: BlockFormat, count: int) -> BlockedWeight:
+        """Return `count` matrices `[N/count, K]`, one below the other in `[N, K]`; blocks fit into K."""
+        return self._kept(item, blocks, rank=2, stack=(count,))
+
     def _as(self, item: BlockedTensor, blocks: BlockFormat, *, rank: int) -> BlockedWeight:
-        key = (item.name, item.turned, blocks.codes)
-        if key not in self._made:
-            self._made[key] = self._store(item, blocks, rank)
-        found = self._made[key]
+        found = self._kept(item, blocks, rank=rank)
         return dataclasses.replace(found, codes=self._shape(found, rank))
 
-    def _store(self, item: BlockedTensor, blocks: BlockFormat, rank: int) -> BlockedWeight:
+    def _kept(
+        self, item: BlockedTensor, blocks: BlockFormat, *, rank: int, stack: tuple[int, ...] = ()
+    ) -> BlockedWeight:
+        key = (item.name, item.turned, blocks.codes, stack)
+        if key not in self._made:
+            self._made[key] = self._store(item, blocks, rank, stack)
+        return self._made[key]
+
+    def _store(
+        self, item: BlockedTensor, blocks: BlockFormat, rank: int, stack: tuple[int, ...]
+    ) -> BlockedWeight:
         """Register lazy initializers: codes are found when the file is written."""
         rows, columns = (int(size) for size in item.tensor.shape.numpy())
         depth, channels = (columns, rows) if item.turned else (rows, columns)
         count, width = block_count(depth, blocks.size), blocks.size * blocks.bits // 8
-        shape = (channels, count, width) if rank == 3 else (channels, count * width)
+        lead = (*stack, channels // math.prod(stack))
+        shape = (*lead, count, width) if rank == 3 else (*lead, count * width)
         name = f"{item.name}.int{blocks.bits}"
         codes = self._lazy(name, lambda: self._book.packed(item, blocks).codes, ir.DataType.UINT8, shape)
         zeros = None
         if not blocks.symmetric:
-            shape = (channels, -(-count * blocks.bits // 8))
+            shape = (*lead, -(-count * blocks.bits // 8))
             zeros = self._lazy(
                 f"{name}.zero_point", lambda: self._book.packed(item, blocks).zero_points,
                 ir.DataType.UINT8, shape,
             )  # fmt: skip
-        scales = self._scales(f"{name}.scale", item, blocks, (channels, count))
+        scales = self._scales(f"{name}.scale", item, blocks, (*lead, count))
         return BlockedWeight(codes=codes, scales=scales, zero_points=zeros, depth=depth, channels=channels)
 
     def _scales(
-        self, name: str, item: BlockedTensor, blocks: BlockFormat, shape: tuple[int, int]
+        self, name: str, item: BlockedTensor, blocks: BlockFormat, shape: tuple[int, ...]
     ) -> ir.Value:
         """Half-precision scales behind a Cast, where they fit in it."""
         half = item.exponent == 0
