@@ -114,7 +114,9 @@ class Said:
     score: float | None = 0.0
 
 
-def ctc_dir(folder: Path, *, masked: bool = True, group: bool = False) -> tuple[Path, np.ndarray]:
+def ctc_dir(
+    folder: Path, *, masked: bool = True, group: bool = False, kind: str = "wav2vec2", adapter: bool = False
+) -> tuple[Path, np.ndarray]:
     """A model that multiplies 400 samples, every 320, with random weights; and these, [tokens, 400]."""
     inputs = {"input_values": (TensorProto.FLOAT, ["n", "samples"])}
     if masked:
@@ -133,8 +135,8 @@ def ctc_dir(folder: Path, *, masked: bool = True, group: bool = False) -> tuple[
     )
     files = {
         "config": {
-            "architectures": ["Wav2Vec2ForCTC"], "conv_kernel": [400], "conv_stride": [HOP],
-            "feat_extract_norm": "group" if group else "layer",
+            "model_type": kind, "architectures": ["Wav2Vec2ForCTC"], "add_adapter": adapter,
+            "conv_kernel": [400], "conv_stride": [HOP], "feat_extract_norm": "group" if group else "layer",
         },
         "preprocessor_config": {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": RATE},
         "vocab": {letter: index for index, letter in enumerate(LETTERS)},

@@ -33,6 +33,9 @@ _WAV2VEC2 = {
     **_SIZE, "vocab_size": 128, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer",
 }  # fmt: skip
+_SEW = {
+    **_WAV2VEC2, "conv_dim": (16,) * 13, "squeeze_factor": 2, "feat_extract_norm": "group", "pad_token_id": 0
+}  # fmt: skip
 _DEBERTA = {
     **_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
     "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
@@ -362,6 +365,14 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         kind="audio",
         task="automatic-speech-recognition",
         model_class="Wav2Vec2ForCTC",
+    ),
+    _text(
+        "sew-ctc",
+        "SEW",
+        _SEW,
+        kind="audio",
+        task="automatic-speech-recognition",
+        model_class="SEWForCTC",
     ),
 )
 BY_NAME: dict[str, TinyModel] = {model.name: model for model in TINY_MODELS}

@@ -27,6 +27,7 @@ _WANTED = (
 )  # fmt: skip
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "[0-9]*_*/pytorch_model.bin")
 _WEIGHTS = "model.safetensors"
+_SPARSE = ("big_bird", "bigbird_pegasus")
 _INDEX_BYTES = 64 * 1024 * 1024
 _UNWANTED = ("onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*", "coreml/*")
 
@@ -55,7 +56,7 @@ class Checkpoint:
             older sentence-transformers directories (`0_Transformer`).
         commit: the resolved commit of a Hub checkpoint.
         settings: config.json.
-        processor: preprocessor_config.json, empty where there is none.
+        processor: preprocessor_config.json, or that part of processor_config.json; empty where there is none.
         modules: sentence-transformers' modules, empty where there are none.
         gguf: the file that is the whole checkpoint, or None.
     """
@@ -102,6 +103,20 @@ class Checkpoint:
         arguments = {"local_files_only": True, "trust_remote_code": self.access.trust_remote_code}
         return arguments if self.gguf is None else {**arguments, "gguf_file": self.gguf.name}
 
+    @property
+    def sparse(self) -> bool:
+        """Whether it attends in blocks (BigBird), which is exported as the full attention of short texts."""
+        configured = self.settings.get("attention_type", "block_sparse")
+        return self.settings.get("model_type") in _SPARSE and configured == "block_sparse"
+
+    def model_arguments(self) -> dict[str, Any]:
+        """`load_arguments` of a config or a model, which is exported as it is then configured.
+
+        A sparse model turns to full attention for good at its first short text: a check would prove nothing.
+        """
+        full = {"attention_type": "original_full"} if self.sparse else {}
+        return {**self.load_arguments(), **full}
+
     def config(self) -> PretrainedConfig:
         """The parsed config.
 
@@ -111,7 +126,7 @@ class Checkpoint:
         from transformers import AutoConfig
 
         try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(self.weights_path, **self.load_arguments())
+            config: PretrainedConfig = AutoConfig.from_pretrained(self.weights_path, **self.model_arguments())
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             kind = self.settings.get("model_type", "no model_type")
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -166,7 +181,6 @@ def _describe(source: str, path: Path, commit: str | None, access: Access) -> Ch
     )
     trusted = access.trust_remote_code
     settings = read_json(weights_path / "config.json", trust_remote_code=trusted)
-    preprocessor = weights_path / "preprocessor_config.json"
     return Checkpoint(
         source=source,
         path=path,
@@ -174,9 +188,19 @@ def _describe(source: str, path: Path, commit: str | None, access: Access) -> Ch
         commit=commit,
         access=access,
         settings=settings,
-        processor=read_json(preprocessor, trust_remote_code=trusted) if preprocessor.is_file() else {},
+        processor=_processor(weights_path, trusted=trusted),
         modules=modules,
     )
+
+
+def _processor(folder: Path, *, trusted: bool) -> Mapping[str, Any]:
+    """What prepares images or audio: a file of its own, or a part of that of all processors."""
+    own, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if own.is_file():
+        return read_json(own, trust_remote_code=trusted)
+    whole = read_json(joint, trust_remote_code=trusted) if joint.is_file() else {}
+    parts = (whole.get(name) for name in ("image_processor", "feature_extractor"))
+    return next((part for part in parts if isinstance(part, dict)), {})
 
 
 def _describe_gguf(source: str, file: Path, access: Access) -> Checkpoint:

@@ -39,7 +39,7 @@ def decoder_part(model: PreTrainedModel, dtype: torch.dtype) -> Part:
     layer and, optional, how many of the last logits to compute (0: all).
 
     Raises:
-        InputError: a model that keeps anything but keys and values from step to step.
+        InputError: a model that keeps nothing, or anything but keys and values, from step to step.
     """
     inputs = [
         GraphInput(name="input_ids", dtype=torch.int64, axes=(BATCH, SEQUENCE)),
@@ -130,8 +130,10 @@ def _cache_sizes(model: PreTrainedModel) -> list[list[tuple[int, int]]]:
     return [[(int(tensor.shape[1]), int(tensor.shape[3])) for tensor in layer] for layer in layers]
 
 
-def _other_states(model: PreTrainedModel, what: str = "a recurrent or convolutional layer") -> str:
-    return (
-        f"{type(model).__name__} keeps other states than keys and values from token to token ({what}): "
-        "onnxkit exports decoders with an attention cache only"
-    )
+def _other_states(model: PreTrainedModel, what: str = "") -> str:
+    said = "keeps other states than keys and values from token to token"
+    if not what and "past_key_values" not in inspect.signature(model.forward).parameters:
+        said = "takes no past keys and values"
+    else:
+        said += f" ({what or 'a recurrent or convolutional layer'})"
+    return f"{type(model).__name__} {said}: onnxkit exports decoders with an attention cache only"

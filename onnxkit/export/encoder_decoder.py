@@ -338,8 +338,13 @@ def _look(model: PreTrainedModel, inputs: Sequence[GraphInput]) -> _Decoder:
                 past_key_values=cache, use_cache=True,
             )  # fmt: skip
         sizes = [_sizes(each) for each in (cache.self_attention_cache, cache.cross_attention_cache)]
-    except (ValueError, AttributeError, TypeError, LookupError, RuntimeError) as error:
+    except (AttributeError, TypeError, LookupError) as error:
         raise InputError(_no_cross_cache(model)) from error
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(
+            f"{type(model).__name__} cannot be run without weights to see what it keeps: {reason}"
+        ) from error
     if not cross or len({len(cross), *map(len, sizes)}) != 1:
         raise InputError(_no_cross_cache(model))
     free = any(set(each.dynamic().values()) - {BATCH} for each in inputs)

@@ -173,6 +173,12 @@ class _Job:
         config = plan.config.to_dict()
         check_genai(plan.task, config, wanted=options.genai_config, progress=self.progress)
         self.progress.note(f"task {plan.task}, {options.dtype}, opset {options.opset}")
+        if self.checkpoint.sparse:
+            whole = (5 + 2 * plan.config.num_random_blocks) * plan.config.block_size
+            self.progress.warn(
+                f"exported with full attention, which PyTorch gives texts of up to {whole} tokens; to longer "
+                "ones it gives blocks of it: their outputs differ"
+            )
         weight = sum(file.stat().st_size for file in self.checkpoint.weight_files)
         with publish(self.out, overwrite=options.overwrite, need_bytes=weight) as staging:
             with self.phases("write"):

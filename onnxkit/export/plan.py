@@ -88,7 +88,8 @@ def choose_task(checkpoint: Checkpoint, asked: str) -> str:
     said += f", whose task {found} export does not cover" if found else ""
     offered = _offered(checkpoint)
     if not offered:
-        raise InputError(f"{checkpoint.source} {said}; it covers no other task of this model")
+        rest = "it covers no other task of this model" if found else "export covers no task of this model"
+        raise InputError(f"{checkpoint.source} {said}; {rest}")
     raise InputError(f"{checkpoint.source} {said}: say with --task what to export: {', '.join(offered)}")
 
 
@@ -234,7 +235,7 @@ def _factories(cls: Any, checkpoint: Checkpoint) -> tuple[Callable[..., Any], Ca
         if checkpoint.packing is not None:
             loaded = _load_decoded(build_from_config, checkpoint, **other)
         else:
-            loaded = cls.from_pretrained(checkpoint.weights_path, **checkpoint.load_arguments(), **other)
+            loaded = cls.from_pretrained(checkpoint.weights_path, **checkpoint.model_arguments(), **other)
         adapter = checkpoint.access.adapter
         if adapter is None:
             return loaded

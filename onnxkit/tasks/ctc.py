@@ -22,6 +22,8 @@ _CHUNK_S = 30.0
 _STRIDE_S = _CHUNK_S / 6
 _PAUSE_S = 0.5
 _SEGMENT_S = 6.0
+_UNMASKED = frozenset({"wav2vec2-conformer", "data2vec-audio", "sew", "sew-d"})
+"""Model types that, as adapters do, convolve or pool frames past a shorter row's end despite the mask."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,12 @@ class Ctc(Task):
 
     @property
     def fixed_batch(self) -> int | None:
-        """1 where padding would change what the model says: group normalization, or no mask to feed."""
-        masked = "attention_mask" in self.inputs
-        if not masked or self.model.config.get("feat_extract_norm", "layer") == "group":
+        """1 where padding would change what the model says: group normalization, or a mask that is not fed
+        or not heeded."""
+        masked, config = "attention_mask" in self.inputs, self.model.config
+        normed = config.get("feat_extract_norm", "layer") == "group"
+        unmasked = config.get("add_adapter") or config.get("model_type") in _UNMASKED
+        if not masked or normed or unmasked:
             return 1
         return super().fixed_batch
 

@@ -145,9 +145,24 @@ def target_size(height: int, width: int, settings: ImageSettings) -> tuple[int, 
     if size.get("max_height") and size.get("max_width"):
         scale = min(size["max_height"] / height, size["max_width"] / width)
         return int(height * scale), int(width * scale)
-    if size.get("height") and size.get("width"):
+    if size.get("height") and size.get("width") and rule != "ConvNext":
         return size["height"], size["width"]
     raise InputError(f"the image settings' size {dict(size)} has no known form")
+
+
+def output_size(settings: ImageSettings) -> tuple[int, int] | None:
+    """Return the (height, width) of every image's pixel values; None where they follow from the image's."""
+    size, edge = settings.size, settings.size.get("shortest_edge")
+    if settings.do_pad and settings.pad_size:
+        return settings.pad_size["height"], settings.pad_size["width"]
+    if settings.do_center_crop and settings.crop_size is not None:
+        return settings.crop_size["height"], settings.crop_size["width"]
+    if not settings.do_resize:
+        return None
+    if settings.resize_rule == "ConvNext" and edge:
+        return edge, edge
+    known = settings.resize_rule != "PoolFormer" and not edge and size.get("height") and size.get("width")
+    return (size["height"], size["width"]) if known else None
 
 
 def center_crop(pixels: Array, size: Size) -> Array:

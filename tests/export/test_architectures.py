@@ -53,7 +53,8 @@ in a way of their own (led, prophetnet). DeepSeek's attention caches latents, an
 
 Audio encoders are exported for raw tensors (`run --inputs x.npz`). Of an encoder-decoder `--task
 feature-extraction` exports the encoder. Convolutional image models take any height and width; the others
-the size of their configuration.
+the size that the checkpoint's processor makes, where the model takes it, or that of their configuration.
+Models that attend in blocks (BigBird) are exported with full attention, which PyTorch gives short texts.
 """
 
 

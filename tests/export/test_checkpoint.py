@@ -31,6 +31,20 @@ def test_a_file(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "model.safetensors"), Access())
 
 
+def test_attention_in_blocks_is_full_attention_from_the_start(tmp_path: Path) -> None:
+    """PyTorch would turn to it at the first short text, and stay there."""
+    import transformers
+
+    size = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    config = transformers.BigBirdConfig(**size, vocab_size=32, max_position_embeddings=64, block_size=4)
+    transformers.BigBirdModel(config).save_pretrained(tmp_path)
+    found = open_checkpoint(str(tmp_path), Access())
+    assert found.sparse
+    assert found.config().attention_type == "original_full"
+    model = transformers.AutoModel.from_pretrained(found.weights_path, **found.model_arguments())
+    assert model.attention_type == "original_full"
+
+
 def test_a_local_directory(tiny: Tiny) -> None:
     found = open_checkpoint(str(tiny("bert")), Access())
     assert (found.commit, found.settings["model_type"]) == (None, "bert")

@@ -204,6 +204,13 @@ def test_recurrent_states_are_refused(tmp_path: Path) -> None:
         export_model(tmp_path / "mamba", tmp_path / "out", ExportOptions(task="text-generation"))
 
 
+def test_a_decoder_without_a_cache_is_refused(tmp_path: Path) -> None:
+    config = transformers.OpenAIGPTConfig(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=16)
+    transformers.OpenAIGPTLMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    with pytest.raises(InputError, match="OpenAIGPTLMHeadModel takes no past keys and values"):
+        export_model(tmp_path / "gpt", tmp_path / "out", ExportOptions(task="text-generation"))
+
+
 def test_convolutional_layers_are_refused_by_their_name(tmp_path: Path) -> None:
     config = transformers.Lfm2Config(
         hidden_size=32, num_hidden_layers=2, vocab_size=128, num_attention_heads=4, num_key_value_heads=2,

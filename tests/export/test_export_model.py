@@ -158,6 +158,45 @@ def test_a_difference_publishes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+def test_a_model_that_draws_random_numbers_is_refused_for_that(tmp_path: Path) -> None:
+    import transformers
+
+    size = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+    config = transformers.ViTMAEConfig(**size, image_size=32, patch_size=8)
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path / "mae")
+    with pytest.raises(InputError, match="draws random numbers: PyTorch's own outputs differ"):
+        export(tmp_path / "mae", tmp_path / "out", exporter="trace")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_attention_in_blocks_becomes_full_attention_with_a_warning(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 32}
+    config = transformers.BigBirdConfig(
+        **size, vocab_size=64, max_position_embeddings=64, block_size=4, num_random_blocks=1
+    )
+    transformers.BigBirdModel(config).save_pretrained(tmp_path / "bird")
+    heard = Heard()
+    options = ExportOptions(exporter="native", task="feature-extraction")
+    export_model(tmp_path / "bird", tmp_path / "out", options, progress=heard)
+    assert any(
+        "full attention, which PyTorch gives texts of up to 28 tokens" in said for said in heard.warnings
+    )
+    full = transformers.BigBirdModel.from_pretrained(tmp_path / "bird", attention_type="original_full").eval()
+    ids = torch.arange(5, 55)[None]
+    with torch.no_grad():
+        expected = full(ids).last_hidden_state.numpy()
+    session = open_session(tmp_path / "out" / "model.onnx", RuntimeOptions(threads=1))
+    feeds = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 50), np.int64)}
+    feeds["token_type_ids"] = np.zeros((1, 50), np.int64)
+    got = session.run({spec.name: feeds[spec.name] for spec in session.inputs})["last_hidden_state"]
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
 def test_the_native_exporter_steps_in(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portable, "lowest", lambda dtype: 0.0)
     report = export(tiny("bert"), tmp_path / "out")

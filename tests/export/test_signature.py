@@ -118,6 +118,14 @@ def test_an_encoder_that_is_a_plain_module(tmp_path: Path) -> None:
         make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
 
 
+def test_a_decoder_that_cannot_be_looked_into_says_why(tmp_path: Path) -> None:
+    config = transformers.MvpConfig(**BY_NAME["bart-seq2seq"].settings)
+    transformers.MvpForConditionalGeneration(config).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path), Access())
+    with pytest.raises(InputError, match=r"without weights .*: Attention mask should be of size"):
+        make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
+
+
 def test_attention_that_is_looked_up_in_a_table() -> None:
     model = build("Data2VecVision", **IMAGE)
     layer = model.encoder.layer[0].attention.attention
@@ -142,6 +150,62 @@ def test_a_model_that_export_covers_no_task_of(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tmp_path), Access())
     with pytest.raises(InputError, match="does not cover; it covers no other task of this model"):
         make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
+
+
+def test_a_class_that_names_no_task(tmp_path: Path) -> None:
+    config = {"model_type": "vitpose", "architectures": ["VitPoseForPoseEstimation"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(str(tmp_path), Access())
+    with pytest.raises(
+        InputError, match="is a VitPoseForPoseEstimation; export covers no task of this model"
+    ):
+        make_plan(checkpoint, "auto", partial(empty_model, dtype=torch.float32))
+
+
+BIT = {"image_processor_type": "BitImageProcessor"}
+CROP = {**BIT, "do_center_crop": True, "size": {"shortest_edge": 36}}
+
+
+@pytest.mark.parametrize(
+    ("stem", "processor", "edges"),
+    [
+        ("Dinov2", {**CROP, "crop_size": {"height": 24, "width": 40}}, (24, 40)),
+        ("Dinov2", {**BIT, "do_center_crop": False, "do_resize": False}, (32, 32)),
+        ("ViT", {**CROP, "crop_size": {"height": 48, "width": 48}}, (32, 32)),  # it takes no other size
+        ("Dinov2", {"image_processor_type": "OfAnotherKind", "size": {"height": 48, "width": 48}}, (48, 48)),
+        ("Dinov2", {}, (32, 32)),
+    ],
+)  # fmt: skip
+def test_images_are_as_large_as_the_processor_makes_them_where_the_model_takes_that(
+    stem: str, processor: dict[str, Any], edges: tuple[int, int]
+) -> None:
+    (given,) = graph_inputs(build(stem, **IMAGE), processor)
+    assert given.axes == ("batch_size", 3, *edges)
+
+
+@pytest.mark.parametrize(
+    ("processor", "edges"),
+    [
+        ({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 64}, (64, 64)),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}}, (64, 64)),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 32}}, (64, 32)),
+    ],
+)
+def test_images_of_a_model_that_is_configured_for_no_size(
+    processor: dict[str, Any], edges: tuple[int, int]
+) -> None:
+    (given,) = graph_inputs(build("PoolFormer", hidden_sizes=[8] * 4, depths=[1] * 4), processor)
+    assert given.axes == ("batch_size", 3, *edges)
+
+
+def test_what_prepares_images_may_stand_with_the_other_processors(tmp_path: Path) -> None:
+    save_tiny("vit", tmp_path)
+    own = tmp_path / "preprocessor_config.json"
+    settings = json.loads(own.read_text())
+    own.unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert open_checkpoint(str(tmp_path), Access()).processor == settings
 
 
 def test_no_last_hidden_state(tmp_path: Path) -> None:

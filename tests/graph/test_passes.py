@@ -20,6 +20,7 @@ from onnxkit.graph.passes import (
     FoldConstants,
     FoldWeightArithmetic,
     FoldWeightTransposes,
+    KeepPaddedPools,
     StaticReshapeTargets,
     TiedProjections,
     WidenUnsupportedBfloat16,
@@ -309,3 +310,29 @@ def test_a_convolution_that_takes_no_bfloat16_computes_in_float32(opset: int, ca
     assert operators(model)["Cast"] == casts
     onnx.checker.check_model(made, full_check=True)
     assert made.graph.initializer[0].data_type == half
+
+
+@pytest.mark.parametrize("pads", ["", "pads = [0, 0, 0, 0],"])
+def test_zeros_around_a_maximum_pool_stay_zeros(pads: str, tmp_path: Path) -> None:
+    """ONNX Runtime would make minus infinity of them."""
+    model = parsed(f"""g (float[N, 1, 4, 4] x) => (float[N, 1, 2, 2] y) {{
+        around = Constant <value = int64[8] {{0, 0, 1, 1, 0, 0, 0, 0}}> ()
+        zero = Constant <value = float {{0}}> ()
+        padded = Pad (x, around, zero)
+        y = MaxPool <kernel_shape = [3, 3], {pads} strides = [2, 2]> (padded)
+    }}""")
+    KeepPaddedPools()(model)
+    x = -1 - RNG.random((2, 1, 4, 4), dtype=np.float32)
+    got = run(model, {"x": x}, tmp_path)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 0), (1, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
+    np.testing.assert_array_equal(got, windows.max(axis=(-2, -1)))
+
+
+def test_pools_that_pad_themselves_keep_to_that() -> None:
+    model = parsed("""g (float[N, 1, 4, 4] x) => (float[N, 1, 3, 3] y) {
+        around = Constant <value = int64[8] {0, 0, 1, 1, 0, 0, 0, 0}> ()
+        padded = Pad (x, around)
+        y = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (padded)
+    }""")
+    assert not KeepPaddedPools()(model).modified

@@ -63,6 +63,18 @@ def test_rows_share_a_run_only_where_padding_changes_nothing(tmp_path, masked, g
     assert Ctc(ModelDir.open(folder)).fixed_batch == rows
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"kind": kind} for kind in ("wav2vec2-conformer", "data2vec-audio", "sew", "sew-d")),
+        {"adapter": True},
+    ],
+)
+def test_rows_of_models_that_read_past_the_mask_run_alone(tmp_path, said):
+    folder, _ = ctc_dir(tmp_path, **said)
+    assert Ctc(ModelDir.open(folder)).fixed_batch == 1
+
+
 def test_what_ctc_does_not_have(tmp_path):
     folder, _ = ctc_dir(tmp_path)
     with pytest.raises(UsageError, match="no option 'language'; it takes timestamps"):

@@ -14,7 +14,8 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import read_samples
 from onnxkit.tasks import feeds, task_for
-from onnxkit.tasks.image_processor import as_image, center_crop
+from onnxkit.tasks.image_processor import ImageProcessor, as_image, center_crop, output_size
+from onnxkit.tasks.image_settings import DEFAULTS, parse_settings
 from tests.model_dirs import image_dir, save_graph
 
 
@@ -135,6 +136,20 @@ def test_center_crop_is_centered_and_padded_with_zeros(size, crop):
     cropped = center_crop(pixels, {"height": crop[0], "width": crop[1]})
     assert cropped.shape == (*crop, 1)
     assert cropped.sum() == min(size[0], crop[0]) * min(size[1], crop[1])
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+@pytest.mark.parametrize("change", [{}, {"size": {"height": 36, "width": 28}}, {"do_center_crop": False}])
+def test_the_size_that_every_image_gets(tmp_path, kind, change):
+    """Two shapes come out alike exactly where a size is promised."""
+    settings = parse_settings({"image_processor_type": f"{kind}ImageProcessor", **change}, tmp_path)
+    if kind == "ConvNext" and "size" in change:  # it knows a shortest edge only
+        with pytest.raises(InputError, match="has no known form"):
+            ImageProcessor(settings, 3)(red())
+        return
+    shapes = {ImageProcessor(settings, 3)(red(size)).shape[1:] for size in ((40, 30), (35, 50))}
+    promised = output_size(settings)
+    assert shapes == {promised} if promised else len(shapes) == 2
 
 
 def test_arrays_of_grey_values():

@@ -7,6 +7,7 @@ from onnx_ir.passes import common
 
 from onnxkit.graph.passes.fold_constants import FoldConstants
 from onnxkit.graph.passes.no_ops import DropNoOps
+from onnxkit.graph.passes.padded_pools import KeepPaddedPools
 from onnxkit.graph.passes.reshape_targets import StaticReshapeTargets
 from onnxkit.graph.passes.tied_projections import TiedProjections
 from onnxkit.graph.passes.unsupported_bfloat16 import WidenUnsupportedBfloat16
@@ -18,6 +19,7 @@ __all__ = [
     "FoldConstants",
     "FoldWeightArithmetic",
     "FoldWeightTransposes",
+    "KeepPaddedPools",
     "StaticReshapeTargets",
     "TiedProjections",
     "WidenUnsupportedBfloat16",
@@ -35,6 +37,7 @@ def clean_up(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         FoldWeightTransposes(),
         TiedProjections(),
+        KeepPaddedPools(),
         common.RemoveUnusedNodesPass(),
     )
     passes(model)
