@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from onnxkit.quantize.calibration.statistics import InputStatistics
 
 _STEPS = 20
+_LEAST = np.float32(1e-30)
+"""A narrower block is zeros: its scale, in half precision, is zero long before that."""
 
 
 def quantize(weight: Floats, fmt: BlockFormat, statistics: InputStatistics | None = None) -> BlockCodes:
@@ -56,7 +58,8 @@ def quantize(weight: Floats, fmt: BlockFormat, statistics: InputStatistics | Non
 
 def _fitted(values: Floats, importance: Floats, highest: int, bits: int) -> Grids:
     low, high = np.minimum(values.min(axis=0), 0), np.maximum(values.max(axis=0), 0)
-    span = np.where(high > low, high - low, np.float32(1))
+    wide = high - low > _LEAST
+    span = np.where(wide, high - low, np.float32(1))
     weight, weighted = importance.sum(axis=0), importance * values
     value, total = weighted.sum(axis=0), np.einsum("im,im->m", weighted, values)
     scales, least, best = span / highest, np.full(len(low), np.inf, np.float32), low
@@ -75,7 +78,7 @@ def _fitted(values: Floats, importance: Floats, highest: int, bits: int) -> Grid
         better = (left < least) & (slope > 0)
         least = np.where(better, left, least)
         scales, best = np.where(better, slope, scales), np.where(better, offset, best)
-    stored = stored_scales(np.where(high > low, scales, 0).astype(np.float32))
+    stored = stored_scales(np.where(wide, scales, 0).astype(np.float32))
     zeros = np.clip(np.rint(-best / np.where(stored == 0, 1, stored)), 0, highest).astype(np.float32)
     found, plain = Grids(scales=stored, zeros=zeros), spanning(values, bits, symmetric=False)
     worse = errors(values, found, highest, importance) > errors(values, plain, highest, importance)
