@@ -103,7 +103,8 @@ class Rewriting:
         weights: makes the initializers of integer formats.
         blocks: makes those of blocks.
         book: finds the codes of both by what layers saw.
-        masks: float masks that attentions share, by the mask of integers and what they add.
+        masks: what attentions share of a mask of integers, by it and what it adds: whether it hides anything,
+            and itself in float.
     """
 
     graph: ir.Graph
@@ -112,7 +113,7 @@ class Rewriting:
     weights: WeightStore
     blocks: BlockStore
     book: CodeBook
-    masks: dict[tuple[ir.Value, float], ir.Value] = dataclasses.field(default_factory=dict)
+    masks: dict[tuple[ir.Value, float], tuple[ir.Value, ir.Value]] = dataclasses.field(default_factory=dict)
 
     def format_of(self, target: Target) -> Format:
         """What the target becomes."""
