@@ -12,6 +12,8 @@ from typing import Any
 
 from onnxkit.errors import InputError
 
+_OUTER = frozenset({"If", "Loop", "Scan"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorTime:
@@ -76,13 +78,12 @@ def operator_table(
     begin, end = runs[0][0], runs[-1][1]
     micros: dict[tuple[str, str], float] = defaultdict(float)
     nodes: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for event in events:
-        if not _is_kernel(event) or not begin <= event["ts"] <= end:
-            continue
+    kernels = [event for event in events if _is_kernel(event) and begin <= event["ts"] <= end]
+    for event, own in zip(kernels, _own_times(kernels), strict=True):
         details = event.get("args", {})
         key = (str(details.get("op_name", "?")), str(details.get("provider", "?")))
-        micros[key] += event["dur"]
-        nodes[key].add(str(details.get("node_index", event["name"])))
+        micros[key] += own
+        nodes[key].add(f"{details.get('node_index')} {event['name']}")  # a branch counts its nodes anew
     everything = sum(micros.values()) or 1.0
     rows = [
         OperatorTime(
@@ -95,6 +96,21 @@ def operator_table(
         for (op, provider), total in micros.items()
     ]
     return tuple(sorted(rows, key=lambda row: -row.total_ms))
+
+
+def _own_times(kernels: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Microseconds of each kernel but those of the nodes in its branches or body, which have their own events."""
+    own = [float(event["dur"]) for event in kernels]
+    around: list[int] = []
+    for index in sorted(range(len(kernels)), key=lambda i: (kernels[i]["ts"], -kernels[i]["dur"])):
+        event = kernels[index]
+        while around and event["ts"] >= kernels[around[-1]]["ts"] + kernels[around[-1]]["dur"]:
+            around.pop()
+        if around:
+            own[around[-1]] -= event["dur"]
+        if event.get("args", {}).get("op_name") in _OUTER:
+            around.append(index)
+    return own
 
 
 def _is_kernel(event: Mapping[str, Any]) -> bool:

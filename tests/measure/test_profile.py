@@ -118,6 +118,25 @@ def test_operator_table_adds_up_what_is_counted() -> None:
     assert operator_table(events, first=9) == ()
 
 
+def test_a_branchs_nodes_do_not_count_twice() -> None:
+    def node(ts: int, op: str, dur: int, name: str, index: str) -> dict[str, Any]:
+        details = {"op_name": op, "provider": "CPU", "node_index": index}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": details}
+
+    events = [{"cat": "Session", "name": "model_run", "ts": 0, "dur": 100}]
+    events += [
+        node(12, "Attention", 30, "a", "0"),
+        node(10, "If", 40, "outer", "3"),
+    ]  # the inner one ends first
+    events += [
+        node(62, "Attention", 30, "b", "0"),
+        node(60, "If", 35, "other", "4"),
+        node(96, "Add", 4, "c", "5"),
+    ]
+    found = {row.op: (row.nodes, round(row.total_ms * 1e3)) for row in operator_table(events)}
+    assert found == {"Attention": (2, 60), "If": (2, 15), "Add": (1, 4)}
+
+
 def test_a_file_that_is_no_trace(tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
     for text in ("", "{}", "[1, 2"):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -18,6 +17,7 @@ from onnxkit.quantize.calibration.prior import prior_statistics
 from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.rewrite import prepare
 from onnxkit.quantize.smoothing.folding import linear_targets
+from onnxkit.runtime import import_onnxruntime
 from tests.quantize.graphs import mlp_dir, proto, random
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +37,9 @@ def by_running(model: onnx.ModelProto, name: str, x: Array) -> Array:
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     exposed.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = ort.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(
+        exposed.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     made = np.asarray(session.run([name], {session.get_inputs()[0].name: x})[0])
     found: Array = np.square(made.reshape(-1, made.shape[-1])).mean(axis=0)
     return found
