@@ -99,7 +99,7 @@ def operator_table(
 
 
 def _own_times(kernels: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Microseconds of each kernel but those of the nodes in its branches or body, which have their own events."""
+    """Microseconds of each kernel but those of nodes in its branches or body, which have their own events."""
     own = [float(event["dur"]) for event in kernels]
     around: list[int] = []
     for index in sorted(range(len(kernels)), key=lambda i: (kernels[i]["ts"], -kernels[i]["dur"])):
