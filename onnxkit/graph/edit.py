@@ -40,6 +40,17 @@ def is_stored(
     return rank in (None, len(tensor.shape)) and dtype in (None, tensor.dtype)
 
 
+def stored_sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """The sizes of a tensor in the file; none for anything else."""
+    tensor = None if value is None else value.const_value
+    return () if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
+
+
+def node_input(node: ir.Node | None, index: int = 0) -> ir.Value | None:
+    """An input of a node, None where it is left out, or the node is."""
+    return node.inputs[index] if node is not None and len(node.inputs) > index else None
+
+
 class Editor:
     """Edits one graph in place. Constants become initializers, one for each distinct content."""
 

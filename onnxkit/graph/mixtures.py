@@ -28,11 +28,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxkit.graph.edit import Editor, is_stored, producer, small_array
+from onnxkit.graph.edit import Editor, is_stored, node_input, producer, small_array, stored_sizes
 from onnxkit.graph.fusions import Fusion
 from onnxkit.graph.gated_units import GatedUnit, gated_unit
 from onnxkit.graph.lowering import MICROSOFT
-from onnxkit.graph.portable_experts import ExpertProduct, product_of, rows_of, stored_sizes
+from onnxkit.graph.portable_experts import ExpertProduct, product_of, rows_of
 
 Array = np.ndarray[Any, Any]
 
@@ -119,15 +119,15 @@ def routing_of(moe: ir.Node) -> tuple[ir.Value, ir.Value] | None:
 def _mixture(total: ir.Node) -> _Mixture | None:
     """What a sum over each token's experts belongs to."""
     keep = total.attributes.get("keepdims")
-    if keep is None or keep.as_int() or _ints(_input(total, 1)) != [1]:
+    if keep is None or keep.as_int() or _ints(node_input(total, 1)) != [1]:
         return None
     weighted = producer(total.inputs[0], "Mul")
-    by_token = producer(_input(weighted, 0), "Reshape")
-    spread = producer(_input(weighted, 1), "Unsqueeze")
-    down = _linear(_input(by_token, 0))
-    if by_token is None or down is None or _ints(_input(spread, 1)) not in ([-1], [2]):
+    by_token = producer(node_input(weighted, 0), "Reshape")
+    spread = producer(node_input(weighted, 1), "Unsqueeze")
+    down = _linear(node_input(by_token, 0))
+    if by_token is None or down is None or _ints(node_input(spread, 1)) not in ([-1], [2]):
         return None
-    for_token, weights = _ints(by_token.inputs[1]), _input(spread, 0)
+    for_token, weights = _ints(by_token.inputs[1]), node_input(spread, 0)
     unit = gated_unit(down.x)
     up = _linear(unit.source) if unit is not None else None
     if unit is None or up is None or up.experts is not down.experts or weights is None:
@@ -144,13 +144,13 @@ def _mixture(total: ir.Node) -> _Mixture | None:
 def _linear(value: ir.Value | None) -> _Linear | None:
     """A Loop's product, and the rows of a stored bias that its experts add."""
     add = producer(value, "Add")
-    loop = producer(_input(add, 0) if add is not None else value, "Loop")
+    loop = producer(node_input(add, 0) if add is not None else value, "Loop")
     product = product_of(loop) if loop is not None else None
     rows = rows_of(loop, product) if loop is not None and product is not None else None
     if loop is None or product is None or rows is None:
         return None
     x, experts = rows
-    bias = _rows_taken(_input(add, 1), experts)
+    bias = _rows_taken(node_input(add, 1), experts)
     if add is not None and bias is None:
         return None
     return _Linear(loop=loop, product=product, x=x, experts=experts, bias=bias)
@@ -159,7 +159,7 @@ def _linear(value: ir.Value | None) -> _Linear | None:
 def _rows_taken(value: ir.Value | None, experts: ir.Value) -> ir.Value | None:
     """The stored `[E,N]` of which `value` has the rows of `experts`, as PyTorch's indexing is exported."""
     gather = producer(value, "GatherND")
-    table, index = _input(gather), _input(gather, 1)
+    table, index = node_input(gather), node_input(gather, 1)
     for op in ("Concat", "Unsqueeze", "Expand"):
         step = producer(index, op)
         if step is not None and (op != "Concat" or len(step.inputs) == 1):
@@ -178,26 +178,26 @@ def _fits(up: _Linear, down: _Linear) -> bool:
 def _tokens(rows: ir.Value, count: int) -> ir.Value | None:
     """`[N,H]` of which each row was repeated for `count` experts."""
     flat = producer(rows, "Reshape")
-    repeated = _input(flat, 0)
+    repeated = node_input(flat, 0)
     expand = producer(repeated, "Expand")
     if expand is not None:
         repeated = expand.inputs[0]
     apart = producer(repeated, "Unsqueeze")
     times = [1, 1, 1] if expand is None else _ints(expand.inputs[1])
-    if times != [1, count, 1] or _ints(_input(apart, 1)) != [1] or not _every_row(flat, count, rank=2):
+    if times != [1, count, 1] or _ints(node_input(apart, 1)) != [1] or not _every_row(flat, count, rank=2):
         return None
-    return _input(apart, 0)
+    return node_input(apart, 0)
 
 
 def _flattened(experts: ir.Value, count: int) -> ir.Value | None:
     """`[N,K]` of which `experts` has all entries in a row."""
     flat = producer(experts, "Reshape")
-    return _input(flat, 0) if _every_row(flat, count, rank=1) else None
+    return node_input(flat, 0) if _every_row(flat, count, rank=1) else None
 
 
 def _every_row(flat: ir.Node | None, count: int, *, rank: int) -> bool:
     """Whether a Reshape joins the first two axes: to -1, or where `count` is 1 to 0, the first's size."""
-    shape = _ints(_input(flat, 1))
+    shape = _ints(node_input(flat, 1))
     return len(shape) == rank and shape[0] in ((-1, 0) if count == 1 else (-1,))
 
 
@@ -324,10 +324,6 @@ def _derived(
         made = ir.Value(name=name, shape=lazy.shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
         graph.register_initializer(made)
     return graph.initializers[name]
-
-
-def _input(node: ir.Node | None, index: int = 0) -> ir.Value | None:
-    return node.inputs[index] if node is not None and len(node.inputs) > index else None
 
 
 def _ints(value: ir.Value | None) -> list[int]:

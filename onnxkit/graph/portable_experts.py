@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import Writer, is_stored, permutation, producer
+from onnxkit.graph.edit import Writer, is_stored, node_input, permutation, producer, stored_sizes
 from onnxkit.graph.portable_attention import known_sizes, required
 
 
@@ -32,12 +32,6 @@ class ExpertProduct:
         """E, N and K."""
         experts, first, second = stored_sizes(self.weight)
         return (experts, second, first) if self.transposed else (experts, first, second)
-
-
-def stored_sizes(value: ir.Value | None) -> tuple[int, ...]:
-    """The sizes of a tensor in the file; none for anything else."""
-    tensor = None if value is None else value.const_value
-    return () if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
 
 
 def product_of(loop: ir.Node) -> ExpertProduct | None:
@@ -68,23 +62,19 @@ def rows_of(loop: ir.Node, product: ExpertProduct) -> tuple[ir.Value, ir.Value] 
         return None
     x, rows = gather.inputs
     swap = producer(rows, "Transpose")
-    equal = producer(_input(producer(_input(swap), "NonZero")), "Equal")
-    experts = _input(equal)
+    equal = producer(node_input(producer(node_input(swap), "NonZero")), "Equal")
+    experts = node_input(equal)
     unique = producer(hit.inputs[0], "Unique")
     wired = (
         list(scatter.inputs) == [body.inputs[2], rows, product.matmul.outputs[0]]
         and equal is not None
         and equal.inputs[1] is product.expert
         and hit.inputs[1] is body.inputs[0]
-        and _input(unique) is experts
-        and _input(producer(_input(producer(loop.inputs[0], "Squeeze")), "Shape")) is hit.inputs[0]
+        and node_input(unique) is experts
+        and node_input(producer(node_input(producer(loop.inputs[0], "Squeeze")), "Shape")) is hit.inputs[0]
         and producer(loop.inputs[2], "ConstantOfShape") is not None
     )
     return (x, experts) if wired and x is not None and experts is not None else None
-
-
-def _input(node: ir.Node | None) -> ir.Value | None:
-    return None if node is None else node.inputs[0]
 
 
 def write(part: Writer, node: ir.Node) -> ir.Value:

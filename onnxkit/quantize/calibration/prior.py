@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxkit.graph.edit import small_array
+from onnxkit.graph.edit import node_input, small_array
 from onnxkit.quantize.calibration.moments import (
     FUNCTIONS,
     Array,
@@ -33,7 +33,7 @@ from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.operators.base import CONTRIB, array, attribute, float_initializer
 from onnxkit.quantize.operators.linear import constant_matrix
-from onnxkit.quantize.smoothing.layouts import MOVES, SELECTORS, moved, node_input, selected, target_shape
+from onnxkit.quantize.smoothing.layouts import MOVES, SELECTORS, moved, selected, target_shape
 
 _ROWS = 4096
 """Of a table, that are looked at."""

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxkit.errors import InputError
+from onnxkit.graph.edit import stored_sizes
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.collect import checked
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.runs import Graph, Run, runs
 from onnxkit.quantize.operators import Target
-from onnxkit.quantize.operators.base import dims
 from onnxkit.runtime import RuntimeOptions
 
 Floats = npt.NDArray[np.float32]
@@ -201,7 +201,7 @@ def _widths(targets: Sequence[Target]) -> dict[str, int]:
     found: dict[str, int] = {}
     for target in targets:
         if target.kind == "linear" and target.activation is not None:
-            found[str(target.activation.name)] = dims(target.weight)[1 - target.channel_axis]
+            found[str(target.activation.name)] = stored_sizes(target.weight)[1 - target.channel_axis]
     return found
 
 

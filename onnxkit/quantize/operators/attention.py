@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxkit.graph.edit import producer
+from onnxkit.graph.edit import node_input, producer
 from onnxkit.quantize.formats import Format, IntegerFormat
 from onnxkit.quantize.operators.base import (
     CONTRIB,
@@ -41,10 +41,10 @@ class PackedAttention(Operator):
 
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """A target when the packed weight is a float32 matrix and no past is carried."""
-        weight, bias = _input(node, _WEIGHT), _input(node, _BIAS)
+        weight, bias = node_input(node, _WEIGHT), node_input(node, _BIAS)
         if not float_initializer(weight, rank=2):
             return Refusal(reason="its projection is no float32 matrix in the file")
-        if _input(node, _PAST) is not None or attribute(node, "do_rotary", 0) or len(node.outputs) > 1:
+        if node_input(node, _PAST) is not None or attribute(node, "do_rotary", 0) or len(node.outputs) > 1:
             return Refusal(reason="an attention with a past or rotary embedding inside")
         if bias is not None and not float_initializer(bias, rank=1):
             return Refusal(reason="its bias is no constant vector")
@@ -66,7 +66,7 @@ class PackedAttention(Operator):
 
 def _takes_standard(item: ir.Node, format: Format) -> bool:
     """Whether it asks for products apart, and the mask is none or, as far as the graph tells, `[B, S]`."""
-    mask = _input(item, _MASK)
+    mask = node_input(item, _MASK)
     while mask is not None and (cast := producer(mask, "Cast")) is not None:
         mask = cast.inputs[0]
     flat = mask is None or (mask.shape is not None and len(mask.shape) == 2)
@@ -75,7 +75,7 @@ def _takes_standard(item: ir.Node, format: Format) -> bool:
 
 def _takes_fused(item: ir.Node, format: Format) -> bool:
     """Whether it is an integer product with a bias, no additive mask, and q, k and v of one width."""
-    plain = _input(item, _ADDITIVE) is None and _input(item, _BIAS) is not None
+    plain = node_input(item, _ADDITIVE) is None and node_input(item, _BIAS) is not None
     integer = isinstance(format, IntegerFormat) and format.style == "qoperator"
     return integer and plain and "qkv_hidden_sizes" not in item.attributes
 
@@ -88,7 +88,8 @@ def _fused(target: Target, context: Rewriting) -> list[ir.Node]:
     name, old = target.name, target.node
     x, zero = context.input_of(target), int8_zero(context, target.channels)
     codes, scales = _weight(target, context)
-    inputs = [x.codes, codes, _input(old, _BIAS), x.scale, scales, _input(old, _MASK), x.zero_point, zero]
+    bias, mask = node_input(old, _BIAS), node_input(old, _MASK)
+    inputs = [x.codes, codes, bias, x.scale, scales, mask, x.zero_point, zero]
     return [node("QAttention", inputs, name, domain=CONTRIB, attributes=_carried(old))]
 
 
@@ -113,7 +114,7 @@ def _standard(target: Target, context: Rewriting) -> list[ir.Node]:
     attributes = {
         "q_num_heads": heads, "kv_num_heads": heads, "is_causal": attribute(old, "unidirectional", 0)
     } | ({"scale": scale} if scale else {})  # fmt: skip
-    mask = _input(old, _MASK)
+    mask = node_input(old, _MASK)
     if mask is None:
         return [*made, node("Attention", sides, name, attributes=attributes)]
     padded, addend = _padding(mask, old, context)
@@ -164,7 +165,7 @@ def _padding(mask: ir.Value, old: ir.Node, context: Rewriting) -> tuple[ir.Value
 def _apart(target: Target, context: Rewriting) -> list[ir.Node]:
     """The projection as a product in the target's format, and `MultiHeadAttention` over its three parts."""
     name, old = target.name, target.node
-    nodes = product(target, context, _input(old, _BIAS))
+    nodes = product(target, context, node_input(old, _BIAS))
     for item in nodes:  # the attention takes the name
         item.name = f"{name}/projection" if item.name == name else item.name
     sizes = list(attribute(old, "qkv_hidden_sizes", None) or [target.channels // 3] * 3)
@@ -172,7 +173,7 @@ def _apart(target: Target, context: Rewriting) -> list[ir.Node]:
         "onnxkit.split." + "_".join(map(str, sizes)), np.asarray(sizes, dtype=np.int64)
     )
     cut = node("Split", [nodes[-1].outputs[0], parts], f"{name}/split", attributes={"axis": 2}, outputs=3)
-    inputs = [*cut.outputs, None, _input(old, _MASK), _input(old, _ADDITIVE)]
+    inputs = [*cut.outputs, None, node_input(old, _MASK), node_input(old, _ADDITIVE)]
     while inputs[-1] is None:
         inputs.pop()
     attend = node("MultiHeadAttention", inputs, name, domain=CONTRIB, attributes=_carried(old))
@@ -181,7 +182,3 @@ def _apart(target: Target, context: Rewriting) -> list[ir.Node]:
 
 def _carried(item: ir.Node) -> dict[str, Any]:
     return {key: item.attributes[key].value for key in _CARRIED if key in item.attributes}
-
-
-def _input(item: ir.Node, index: int) -> ir.Value | None:
-    return item.inputs[index] if len(item.inputs) > index else None

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
-from onnxkit.graph.edit import is_stored
+from onnxkit.graph.edit import is_stored, stored_sizes
 from onnxkit.quantize.activations import Activations, QuantizedActivation
 from onnxkit.quantize.codes.block_store import BlockStore
 from onnxkit.quantize.codes.codebook import BlockedTensor, CodeBook
@@ -80,7 +80,7 @@ class Target:
     @property
     def channels(self) -> int:
         """Number of scales of the weight."""
-        return dims(self.weight)[self.channel_axis]
+        return stored_sizes(self.weight)[self.channel_axis]
 
     @property
     def depth(self) -> int:
@@ -90,7 +90,7 @@ class Target:
     @property
     def parameters(self) -> int:
         """Number of elements of the weight."""
-        return math.prod(dims(self.weight))
+        return math.prod(stored_sizes(self.weight))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -237,11 +237,6 @@ def node(
     for index, value in enumerate(made.outputs):
         value.name = f"{name}:{index}" if outputs > 1 else f"{name}:out"
     return made
-
-
-def dims(value: ir.Value) -> tuple[int, ...]:
-    """Shape of an initializer; empty for anything else."""
-    return () if value.const_value is None else tuple(int(d) for d in value.const_value.shape.numpy())
 
 
 def array(value: ir.Value) -> np.ndarray[Any, Any]:

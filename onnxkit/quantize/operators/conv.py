@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxkit.graph.edit import stored_sizes
 from onnxkit.quantize.activations import QuantizedActivation, StaticActivations
 from onnxkit.quantize.operators.base import (
     Operator,
@@ -17,7 +18,6 @@ from onnxkit.quantize.operators.base import (
     Rewriting,
     Target,
     array,
-    dims,
     float_initializer,
     int8_zero,
     int32_bias,
@@ -118,7 +118,7 @@ def _dynamic(target: Target, context: Rewriting, x: QuantizedActivation) -> list
     """Cast(ConvInteger) * (x_scale * w_scale) + bias."""
     name, old = target.name, target.node
     kernel, scales = _kernel(target, context)
-    shape = (1, target.channels, *(1 for _ in dims(target.weight)[2:]))
+    shape = (1, target.channels, *(1 for _ in stored_sizes(target.weight)[2:]))
     spread = context.weights.constant(f"{name}.scale.spread", array(scales).reshape(shape))
     conv = node("ConvInteger", [x.codes, kernel, x.zero_point], f"{name}/integer", attributes=_geometry(old))
     cast = node("Cast", [conv.outputs[0]], f"{name}/cast", attributes={"to": ir.DataType.FLOAT.value})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxkit.graph.edit import stored_sizes
 from onnxkit.quantize.operators.base import (
     CONTRIB,
     Operator,
@@ -14,7 +15,6 @@ from onnxkit.quantize.operators.base import (
     Rewriting,
     Target,
     attribute,
-    dims,
     float_initializer,
     is_tied,
     only_consumer,
@@ -126,7 +126,7 @@ def constant_matrix(right: ir.Value) -> tuple[ir.Value, bool]:
 
 def is_bias(value: ir.Value, channels: int) -> bool:
     """Whether the value is a constant vector with one entry a channel."""
-    return float_initializer(value, rank=1) and dims(value) == (channels,)
+    return float_initializer(value, rank=1) and stored_sizes(value) == (channels,)
 
 
 def following_bias(target: Target) -> tuple[ir.Value | None, ir.Value]:

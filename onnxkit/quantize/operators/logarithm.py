@@ -17,10 +17,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError
+from onnxkit.graph.edit import stored_sizes
 from onnxkit.quantize.codes.logarithm import LogCodes, byte_values, check, quantize
 from onnxkit.quantize.codes.weights import register
 from onnxkit.quantize.formats import LogFormat
-from onnxkit.quantize.operators.base import Rewriting, Target, array, dims, node
+from onnxkit.quantize.operators.base import Rewriting, Target, array, node
 
 _WEIGHT = 1  # the weight's place among the inputs of products, convolutions and packed attention
 
@@ -148,7 +149,7 @@ class _Coding:
 
 def _by_channel(target: Target) -> tuple[int, ...]:
     """The weight's shape with its channels first."""
-    shape = dims(target.weight)
+    shape = stored_sizes(target.weight)
     return shape if target.channel_axis == 0 else shape[::-1]
 
 

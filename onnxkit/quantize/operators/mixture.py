@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import UsageError
+from onnxkit.graph.edit import node_input, stored_sizes
 from onnxkit.graph.mixtures import routing_of
 from onnxkit.quantize.codes.codebook import BlockedTensor
 from onnxkit.quantize.formats import BLOCK_SIZES, BlockFormat
@@ -23,7 +24,6 @@ from onnxkit.quantize.operators.base import (
     Rewriting,
     Target,
     attribute,
-    dims,
     float_initializer,
     node,
 )
@@ -47,12 +47,12 @@ class Mixture(Operator):
 
     def recognize(self, node: ir.Node) -> Target | Refusal | None:
         """A target when both stacks are float32 tensors in the file whose rows a block divides."""
-        up, down = _input(node, _UP), _input(node, _DOWN)
+        up, down = node_input(node, _UP), node_input(node, _DOWN)
         if not float_initializer(up, rank=3) or not float_initializer(down, rank=3):
             return Refusal(reason="its experts are no float32 tensors in the file")
-        if _input(node, _GATE) is not None or attribute(node, "use_sparse_mixer", 0):
+        if node_input(node, _GATE) is not None or attribute(node, "use_sparse_mixer", 0):
             return Refusal(reason="a third product, or a sparse mixer, inside")
-        depth = largest_block(dims(up)[2], dims(down)[2])
+        depth = largest_block(stored_sizes(up)[2], stored_sizes(down)[2])
         if depth is None:
             return Refusal(reason="no block divides the rows of its experts")
         return Target(
@@ -72,7 +72,7 @@ class Mixture(Operator):
             )
         nodes, routing = [], routing_of(old)
         weights, result = routing or (None, old.outputs[0])
-        router = weights or _input(old, _ROUTER)
+        router = weights or node_input(old, _ROUTER)
         if weights is None:
             nodes.append(node("Softmax", [router], f"{target.name}/weights", attributes={"axis": -1}))
             weights = nodes[-1].outputs[0]
@@ -107,7 +107,7 @@ def _blocked(
 ) -> ir.Node:
     old = target.node
     up, down = (
-        context.blocks.stack(_rows(stack, target.name), blocks, dims(stack)[0])
+        context.blocks.stack(_rows(stack, target.name), blocks, stored_sizes(stack)[0])
         for stack in (old.inputs[_UP], old.inputs[_DOWN])
         if stack is not None
     )
@@ -116,8 +116,8 @@ def _blocked(
         "expert_weight_bits": blocks.bits, "block_size": blocks.size, "accuracy_level": blocks.accuracy_level
     }  # fmt: skip
     inputs = [
-        _input(old, _X), router, up.codes, up.scales, _input(old, _UP_BIAS),
-        down.codes, down.scales, _input(old, _DOWN_BIAS), None, None, None,
+        node_input(old, _X), router, up.codes, up.scales, node_input(old, _UP_BIAS),
+        down.codes, down.scales, node_input(old, _DOWN_BIAS), None, None, None,
         up.zero_points, down.zero_points, None, weights,
     ]  # fmt: skip
     return node("QMoE", inputs, target.name, domain=CONTRIB, attributes=attributes)
@@ -127,13 +127,9 @@ def _rows(stack: ir.Value, layer: str) -> BlockedTensor:
     """A stack `[E,N,K]` as `[E·N,K]`."""
     stored = stack.const_value
     assert stored is not None
-    experts, channels, depth = dims(stack)
+    experts, channels, depth = stored_sizes(stack)
     shape = ir.Shape((experts * channels, depth))
     flat = ir.LazyTensor(
         lambda: ir.tensor(stored.numpy().reshape(experts * channels, depth)), dtype=stored.dtype, shape=shape
     )
     return BlockedTensor(tensor=flat, name=str(stack.name), turned=True, layer=layer, seen=False)
-
-
-def _input(item: ir.Node, index: int) -> ir.Value | None:
-    return item.inputs[index] if len(item.inputs) > index else None

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxkit.graph.edit import node_input, stored_sizes
 from onnxkit.quantize.codes.weights import register
-from onnxkit.quantize.operators.base import CONTRIB, attribute, dims, float_initializer
+from onnxkit.quantize.operators.base import CONTRIB, attribute, float_initializer
 from onnxkit.quantize.operators.linear import constant_matrix
-from onnxkit.quantize.smoothing.layouts import MOVES, SELECTORS, Ints, moved, node_input, selected, vector
+from onnxkit.quantize.smoothing.layouts import MOVES, SELECTORS, Ints, moved, selected, vector
 
 _NORMS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "LayerNormalization"): (1, 2),
@@ -132,7 +133,7 @@ def only_shape(reader: ir.Node) -> bool:
 
 def _norm(node: ir.Node, value: ir.Value) -> _Trace | None:
     indices = [i for i in _NORMS[node.domain, node.op_type] if node_input(node, i) is not None]
-    sizes = {dims(node.inputs[i]) for i in indices if float_initializer(node.inputs[i], rank=1)}  # type: ignore[arg-type]
+    sizes = {stored_sizes(node.inputs[i]) for i in indices if float_initializer(node.inputs[i], rank=1)}
     if value is not node.outputs[0] or len(sizes) != 1 or not indices:
         return None
     if not all(float_initializer(node.inputs[i], rank=1) for i in indices):
@@ -157,7 +158,7 @@ def _product(node: ir.Node, value: ir.Value) -> _Trace | None:
     if turned and len(node.inputs[1].uses()) > 1:  # type: ignore[union-attr]
         return None
     by_row = turned != bool(attribute(node, "transB", 0))
-    numbers = np.arange(dims(weight)[0 if by_row else 1])
+    numbers = np.arange(stored_sizes(weight)[0 if by_row else 1])
     place = Constant(node=reader, index=0 if turned else 1, axis=-2 if by_row else -1, channels=numbers)
     found = _Trace(layout=numbers, constants=(place,))
     addend = node_input(node, 2)
@@ -181,7 +182,7 @@ def _attention(node: ir.Node, value: ir.Value) -> _Trace | None:
         return None
     if not float_initializer(weight, rank=2) or len(weight.uses()) > 1:
         return None
-    columns = dims(weight)[1]
+    columns = stored_sizes(weight)[1]
     sizes = attribute(node, "qkv_hidden_sizes", None) or [columns // 3] * 3
     numbers = np.arange(columns)
     found = _Trace(layout=numbers, constants=(Constant(node=node, index=1, axis=-1, channels=numbers),))
@@ -221,10 +222,10 @@ def _multiply(node: ir.Node, value: ir.Value) -> _Trace | None:
     for index in (1, 0):
         other = node.inputs[index]
         if float_initializer(other):
-            if math.prod(dims(other)) == 1:
+            if math.prod(stored_sizes(other)) == 1:
                 return _inner(node.inputs[1 - index])
-            size = dims(other)[-1]
-            if size != math.prod(dims(other)):
+            size = stored_sizes(other)[-1]
+            if size != math.prod(stored_sizes(other)):
                 return None
             numbers = np.arange(size)
             place = Constant(node=node, index=index, axis=-1, channels=numbers)
@@ -251,7 +252,7 @@ def _with_constant(found: _Trace, node: ir.Node, index: int) -> _Trace | None:
     layout = vector(found.layout)
     if not float_initializer(constant) or layout is None:
         return None
-    if dims(constant)[-1:] != layout.shape or math.prod(dims(constant)) != layout.size:
+    if stored_sizes(constant)[-1:] != layout.shape or math.prod(stored_sizes(constant)) != layout.size:
         return None
     place = Constant(node=node, index=index, axis=-1, channels=layout)
     return dataclasses.replace(found, constants=(*found.constants, place))
@@ -302,7 +303,9 @@ def _divide(graph: ir.Graph, constant: Constant, divisors: npt.NDArray[np.float3
     by = divisors if constant.axis == -1 else divisors[:, None]
     large = len(tensor.shape) > 1 and constant.node.op_type != "Mul"
     made: Any = (
-        ir.LazyTensor(lambda: ir.Tensor(tensor.numpy() / by), dtype=tensor.dtype, shape=ir.Shape(dims(value)))
+        ir.LazyTensor(
+            lambda: ir.Tensor(tensor.numpy() / by), dtype=tensor.dtype, shape=ir.Shape(stored_sizes(value))
+        )
         if large
         else ir.Tensor(tensor.numpy() / by)
     )

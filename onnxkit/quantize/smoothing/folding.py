@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxkit.graph.edit import stored_sizes
 from onnxkit.quantize.codes.weights import register
 from onnxkit.quantize.operators import OPERATORS, Target
-from onnxkit.quantize.operators.base import dims
 from onnxkit.quantize.smoothing.channels import Absorption, absorption, last_dimension, only_shape
 from onnxkit.quantize.smoothing.layouts import target_shape
 
@@ -95,7 +95,7 @@ def rescale(value: ir.Value, factors: npt.NDArray[np.float32]) -> None:
     scaled = ir.LazyTensor(
         lambda: ir.Tensor(tensor.numpy() * factors),
         dtype=tensor.dtype,
-        shape=ir.Shape(dims(value)),
+        shape=ir.Shape(stored_sizes(value)),
         name=value.name,
     )
     value.const_value = scaled
@@ -103,7 +103,7 @@ def rescale(value: ir.Value, factors: npt.NDArray[np.float32]) -> None:
 
 def depth_of(target: Target) -> int:
     """K: the number of a linear target's input channels."""
-    return dims(target.weight)[1 - target.channel_axis]
+    return stored_sizes(target.weight)[1 - target.channel_axis]
 
 
 def _root(value: ir.Value, depth: int) -> ir.Value:

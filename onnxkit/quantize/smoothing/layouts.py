@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxkit.graph.edit import small_array
+from onnxkit.graph.edit import node_input, small_array
 from onnxkit.quantize.operators.base import attribute
 
 Ints = npt.NDArray[np.int64]
@@ -145,11 +145,6 @@ def target_shape(reshape: ir.Node) -> list[int | None] | None:
         array = small_array(part)
         sizes += [None] if array is None else [int(size) for size in array.reshape(-1)]
     return sizes
-
-
-def node_input(node: ir.Node, index: int) -> ir.Value | None:
-    """An input, or None where it is left out."""
-    return node.inputs[index] if len(node.inputs) > index else None
 
 
 _MOVES: dict[str, Callable[[ir.Node, Ints], Ints | None]] = {
