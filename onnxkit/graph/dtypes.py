@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import onnx
 import onnx_ir as ir
 
+from onnxkit.graph.edit import node_input, subgraphs
+
 _Dtype = ir.DataType | None
 
 
@@ -24,7 +26,7 @@ def infer_dtypes(model: ir.Model) -> None:
 
 def _infer_graph(graph: ir.Graph, opsets: dict[str, int]) -> None:
     for node in graph:
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             _infer_graph(inner, opsets)
         for value, dtype in zip(node.outputs, _output_dtypes(node, opsets), strict=False):
             if value.dtype is None and dtype is not None:
@@ -35,7 +37,7 @@ def _output_dtypes(node: ir.Node, opsets: dict[str, int]) -> Sequence[_Dtype]:
     rule = _RULES.get((node.domain, node.op_type))
     if rule is not None:
         return [rule(node)] * len(node.outputs)
-    bodies = _subgraphs(node)
+    bodies = subgraphs(node)
     if bodies:
         return [value.dtype for value in bodies[0].outputs][-len(node.outputs) :]
     if node.domain not in ("", "ai.onnx.ml"):
@@ -69,18 +71,8 @@ def _parse(text: str) -> _Dtype:
     return ir.DataType[name] if name in ir.DataType.__members__ else None
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs.extend(attribute.as_graphs())
-    return graphs
-
-
 def _of(node: ir.Node, position: int) -> _Dtype:
-    value = node.inputs[position] if position < len(node.inputs) else None
+    value = node_input(node, position)
     return value.dtype if value is not None else None
 
 

@@ -51,6 +51,17 @@ def node_input(node: ir.Node | None, index: int = 0) -> ir.Value | None:
     return node.inputs[index] if node is not None and len(node.inputs) > index else None
 
 
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The branches of an If, the body of a Loop or a Scan; none of other nodes."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attribute.as_graphs())
+    return graphs
+
+
 class Editor:
     """Edits one graph in place. Constants become initializers, one for each distinct content."""
 

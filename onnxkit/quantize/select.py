@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError, UsageError, suggestion
+from onnxkit.graph.edit import subgraphs
 from onnxkit.quantize.operators import OPERATORS, Refusal, Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.report import KeptLayer
@@ -338,15 +339,9 @@ def _op_types(asked: Sequence[str], scheme: Scheme) -> frozenset[str]:
 def _inner_layers(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
     """Layers in branches and loops (If, Loop, Scan), which stay as they are; those of experts are not."""
     for outer in nodes:
-        row = OPERATORS.get((outer.domain, outer.op_type))
-        if row is not None and isinstance(row.recognize(outer), Target):
-            continue
-        for body in outer.attributes.values():
-            graphs = body.value if body.type == ir.AttributeType.GRAPHS else [body.value]
-            for graph in graphs:
-                if isinstance(graph, ir.Graph):
-                    yield from (node for node in graph if _is_layer(node))
-                    yield from _inner_layers(graph)
+        for graph in () if _is_layer(outer) else subgraphs(outer):
+            yield from filter(_is_layer, graph)
+            yield from _inner_layers(graph)
 
 
 def _is_layer(node: ir.Node) -> bool:
