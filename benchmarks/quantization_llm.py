@@ -45,7 +45,7 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
         "--scheme", "int4-weight", "--symmetric", "--block-size", "64", "--embeddings", "int4", *CALIBRATION,
     ),
     "mixed 5.9 bits": ("--scheme", "mixed", "--bits-per-weight", "5.9", *CALIBRATION),
-    "mixed 6.4 bits": ("--scheme", "mixed", "--bits-per-weight", "6.4", *CALIBRATION),
+    "mixed 6.2 bits": ("--scheme", "mixed", "--bits-per-weight", "6.2", *CALIBRATION),
     "log8": ("--scheme", "log8"),
     "log4": ("--scheme", "log4"),
 }  # fmt: skip

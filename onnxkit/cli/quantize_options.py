@@ -98,7 +98,7 @@ BiasCorrection = Annotated[
 Algorithm = Annotated[
     str | None,
     option("--algorithm", choices=ALGORITHMS, metavar="NAME", panel=_BLOCKS,
-           show_default="4 bits: gptq with data, search without; 8 bits: rtn",
+           show_default="4 bits: gptq with data, search without; 8 bits: search",
            help=f"How codes are found: {', '.join(ALGORITHMS)}. gptq and awq need data, search gets better."),
 ]  # fmt: skip
 BlockSize = Annotated[

@@ -96,7 +96,7 @@ def choose_yardstick(job: Job, samples: Samples) -> Yardstick:
         kept = ", kept out of calibration" if samples.calibration is not None else ""
         return yardstick_of(job.model, held_out, f"{held_out.source}{kept}", job.progress, seed=options.seed)
     yardstick = _runnable(job, yardstick_without_data(job.model, options.seed))
-    if options.measure:
+    if options.measure or options.searches:
         job.progress.warn(
             f"accuracy is measured on {yardstick.name}, which says little about real data: pass --eval"
         )

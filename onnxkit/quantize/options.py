@@ -101,6 +101,11 @@ class QuantizeOptions:
         limits = (self.max_drop, self.min_cosine, self.max_kl, self.max_worst_slice)
         return any(limit is not None for limit in limits)
 
+    @property
+    def searches(self) -> bool:
+        """Whether variants are measured to find the formats."""
+        return self.gated or self.scheme == "mixed"
+
 
 _FLAGS = {"symmetric": "--symmetric/--asymmetric", "per_channel": "--per-tensor"}
 
@@ -156,8 +161,8 @@ def checked(options: QuantizeOptions, *, analyze: bool = False) -> Scheme:
 
 
 def holds_out(options: QuantizeOptions) -> bool:
-    """Whether a part of the calibration set is what the result is measured on."""
-    return options.measure and options.eval is None
+    """Whether a part of the calibration set is what is measured on: the result, or the layers of a search."""
+    return options.eval is None and (options.measure or options.searches)
 
 
 def _does_not_apply(option: str, scheme: str, takers: Sequence[str]) -> str:

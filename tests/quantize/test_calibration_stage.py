@@ -177,7 +177,7 @@ def test_the_lines_of_an_exclusion_file_belong_to_the_key(tmp_path, tensors):
     ("options", "message"),
     [
         ({"scheme": "int4-weight"}, "keeps no Hessians, which gptq learns from"),
-        ({"scheme": "int8-weight"}, "has nothing to keep of rtn"),
+        ({"scheme": "int8-weight", "algorithm": "rtn"}, "has nothing to keep of rtn"),
         ({"scheme": "log8"}, "--calibration-cache applies to .*int8-static"),
     ],
 )

@@ -73,10 +73,26 @@ def test_int8_gives_a_row_what_it_gets_alone(lowered, tmp_path, monkeypatch):
         np.testing.assert_allclose(whole[row], alone[0], atol=1e-4)
 
 
+@pytest.mark.parametrize(("format", "blocks"), [(None, True), ("qdq", False)])
+def test_the_head_of_rows_is_in_blocks_where_that_stays_standard(
+    lowered, tmp_path, monkeypatch, format, blocks
+):
+    monkeypatch.setattr(planning, "ROWS_FROM", 0)
+    given = {"scheme": "int8-static", "calibration": "random", "samples": 4, "format": format}
+    report = quantize(lowered, tmp_path / "out", **given, measure=False)
+    (head,) = [layer for layer in report.quantized if layer.name == "lm_head"]
+    (other,) = [layer for layer in report.quantized if layer.name.endswith("layers.0.mlp.down_proj")]
+    assert ("in blocks" in head.format) is blocks
+    assert "calibrated" in other.format
+
+
 def test_a_decoder_is_measured_on_one_step(lowered, tmp_path):
     report = quantize(lowered, tmp_path / "out", scheme="int8-weight", block_size=16, symmetric=False)
     assert report.weight_bits == 8
-    assert {layer.format for layer in report.quantized} == {"int8 in blocks of 16, with zero points, rtn"}
+    assert all(
+        layer.format.startswith("int8 in blocks of 16, with zero points, search")
+        for layer in report.quantized
+    )
     assert report.bits_per_weight == pytest.approx(8 + 24 / 16, rel=0.01)
     measured = report.measurement
     assert measured.speed.shape.startswith("one token after ")

@@ -282,12 +282,14 @@ def test_rows_have_scales_of_their_own():
 def test_a_gated_product_leaves_its_factor_to_the_next(read_twice):
     """Of `down(sigmoid(gate(x)) · up(x))` the factor of `up` is none of the graph's wide passes."""
     weights = {"g": random(8, 16), "u": random(8, 16, seed=1), "d": random(16, 8, seed=2)}
+    weights["h"] = random(8, 8, seed=4)
     nodes = [
         helper.make_node("MatMul", ["x", "g"], ["a"], name="gate"),
         helper.make_node("MatMul", ["x", "u"], ["b"], name="up"),
         helper.make_node("Sigmoid", ["a"], ["s"], name="act"),
         helper.make_node("Mul", ["s", "b"], ["m"], name="gated"),
-        helper.make_node("MatMul", ["m", "d"], ["y"], name="down"),
+        helper.make_node("MatMul", ["m", "d"], ["o"], name="down"),
+        helper.make_node("MatMul", ["o", "h"], ["y"], name="head"),
     ]
     nodes += [helper.make_node("Neg", ["b"], ["z"], name="neg")] if read_twice else []
     model = proto(nodes, weights, inputs={"x": [3, 8]}, outputs=["y", "z"][: 1 + read_twice])

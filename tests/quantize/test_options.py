@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxkit.errors import InputError, UsageError
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
 from onnxkit.quantize.formats import BlockFormat
-from onnxkit.quantize.options import checked
+from onnxkit.quantize.options import checked, holds_out
 from onnxkit.quantize.search.allocation import check_budget
 from onnxkit.quantize.search.quality import Gates, Quality
 from onnxkit.quantize.search.units import Layer, units_of
@@ -37,6 +37,20 @@ def test_what_an_analysis_does_not_take(given, message):
 def test_a_limit_must_be_measured():
     with pytest.raises(UsageError, match="leave --no-measure away"):
         checked(QuantizeOptions(min_cosine=0.9, measure=False))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, True),
+        ({"measure": False}, False),
+        ({"scheme": "mixed", "measure": False}, True),
+        ({"scheme": "mixed", "eval": Path("eval.txt")}, False),
+    ],
+)
+def test_samples_are_kept_out_for_whatever_is_measured(given, expected):
+    """The layers of a mixed scheme are measured, whether or not the result is."""
+    assert holds_out(QuantizeOptions(**given)) is expected
 
 
 @pytest.mark.parametrize("limit", ["max_drop", "max_kl", "max_worst_slice"])
