@@ -40,6 +40,9 @@ _DEBERTA = {
     **_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
     "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
 }  # fmt: skip
+_DEBERTA_1 = {
+    **_TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False
+}  # fmt: skip
 _MODERNBERT = {
     **_TEXT, "local_attention": 6, "global_attn_every_n_layers": 2, **_ENDS, "cls_token_id": 1,
     "sep_token_id": 2,
@@ -57,6 +60,15 @@ _CONVNEXT = {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [2, 2], "image
 _PYRAMID = {
     "image_size": 64, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
     "num_attention_heads": [1, 2, 2, 4],
+}  # fmt: skip
+_CVT = {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}
+_LEVIT = {
+    "image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
+    "key_dim": [8, 8, 8],
+}  # fmt: skip
+_MOBILEVIT = {
+    "image_size": 64, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 32],
+    "num_attention_heads": 2,
 }  # fmt: skip
 _EFFICIENTNET = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
 _REGNET = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "groups_width": 8}
@@ -88,7 +100,11 @@ _GEMMA4 = {
     "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8,
     "sliding_window": 6,
 }  # fmt: skip
-_GEMMA3N = {**_GEMMA4, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4}
+_GEMMA3N = {**_GEMMA4, "laurel_rank": 4, "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0]}
+_GRANITE4 = {
+    **_EXPERTS, "layer_types": ["attention"] * 3, "position_embedding_type": "rope", "mamba_n_heads": 8,
+    "shared_intermediate_size": 32,
+}  # fmt: skip
 _MPT = {"d_model": 32, "n_layers": 3, "n_heads": 4, "vocab_size": 128, "max_seq_len": 64, **_ENDS}
 _XGLM = {
     "d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 64, "vocab_size": 128,
@@ -194,6 +210,11 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _text("mistral", "Mistral", {**_LLM, "sliding_window": 6}),
     _text("gemma3", "Gemma3Text", _GEMMA3, model_class="Gemma3TextModel"),
     _text("deberta-v2", "DebertaV2", _DEBERTA),
+    _text("deberta", "Deberta", _DEBERTA_1),
+    _text("roformer", "RoFormer", {**_TEXT, "embedding_size": 16}),
+    _text("squeezebert", "SqueezeBert", {**_TEXT, "embedding_size": 32}),
+    _text("convbert", "ConvBert", {**_TEXT, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 5}),
+    _text("rembert", "RemBert", {**_TEXT, "input_embedding_size": 16, "output_embedding_size": 16}),
     _text("gte", "Gte"),
     _text("jina-v3", "JinaEmbeddingsV3", {**_TEXT, "pad_token_id": 1}),
     _text("clip-text", "CLIPText", {**_TEXT, "hidden_act": "quick_gelu", **_ENDS}),
@@ -218,6 +239,10 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _image("dinov2-with-registers", "Dinov2WithRegisters"),
     _image("mobilenet-v2", "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.35}),
     _image("swinv2", "Swinv2", _SWIN, level="L3"),
+    _image("cvt", "Cvt", _CVT),
+    _image("levit", "Levit", _LEVIT),
+    _image("mobilevit", "MobileViT", _MOBILEVIT),
+    _image("pvt", "Pvt", {**_PYRAMID, "sequence_reduction_ratios": [4, 2, 2, 1]}),
     _text("t5", "T5", _T5),
     _text("whisper", "Whisper", _WHISPER, kind="audio"),
     _text("wav2vec2", "Wav2Vec2", _WAV2VEC2, kind="audio"),
@@ -256,9 +281,10 @@ TINY_MODELS: tuple[TinyModel, ...] = (
     _decoder("gpt-oss-lm", "GptOss", {**_EXPERTS, **_MIXED}),
     _decoder("qwen2-moe-lm", "Qwen2Moe", _QWEN2_MOE),
     _decoder("granitemoe-lm", "GraniteMoe", _EXPERTS),
+    _decoder("granitemoehybrid-lm", "GraniteMoeHybrid", _GRANITE4),
     _decoder("phimoe-lm", "Phimoe", _EXPERTS, level="L2"),
     _decoder("deepseek-v3-lm", "DeepseekV3", _DEEPSEEK),
-    _decoder("gemma3n-lm", "Gemma3n", _GEMMA3N, config_class="Gemma3nTextConfig", level="L2"),
+    _decoder("gemma3n-lm", "Gemma3n", _GEMMA3N, config_class="Gemma3nTextConfig"),
     _decoder("gemma4-lm", "Gemma4", _GEMMA4, config_class="Gemma4TextConfig"),
     _decoder("olmo3-lm", "Olmo3", {**_LLM, **_MIXED}),
     _decoder("exaone4-lm", "Exaone4", {**_LLM, **_MIXED}),
@@ -278,7 +304,14 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         task="fill-mask",
         model_class="CamembertForMaskedLM",
     ),
-    _text("flaubert", "Flaubert", _FLAUBERT, level="L3"),
+    _text("flaubert", "Flaubert", _FLAUBERT),
+    _text(
+        "lilt-tagger",
+        "Lilt",
+        {**_TEXT, "hidden_size": 48, "pad_token_id": 1, "max_2d_position_embeddings": 1024, **_LABELS},
+        task="token-classification",
+        model_class="LiltForTokenClassification",
+    ),
     _text(
         "layoutlm-tagger",
         "LayoutLM",
@@ -292,7 +325,6 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         {**_S2S, **_LABELS},
         task="text-classification",
         model_class="BartForSequenceClassification",
-        level="L2",
     ),
     _text(
         "xlm-roberta-reranker",
@@ -365,6 +397,14 @@ TINY_MODELS: tuple[TinyModel, ...] = (
         kind="audio",
         task="automatic-speech-recognition",
         model_class="Wav2Vec2ForCTC",
+    ),
+    _text(
+        "wavlm-ctc",
+        "WavLM",
+        {**_WAV2VEC2, "pad_token_id": 0},
+        kind="audio",
+        task="automatic-speech-recognition",
+        model_class="WavLMForCTC",
     ),
     _text(
         "sew-ctc",

@@ -185,6 +185,47 @@ def _xglm_forward(
     return self.out_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
 
 
+def _lilt_forward(
+    self: Any,
+    hidden_states: torch.Tensor,
+    layout_inputs: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    output_attentions: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """LiLT adds the scores of words and of their layout (arXiv:2202.13669), and reads the values of both with
+    them: one attention of heads that lie side by side."""
+
+    def heads(name: str) -> list[torch.Tensor]:
+        words, layout = getattr(self, name)(hidden_states), getattr(self, f"layout_{name}")(layout_inputs)
+        shape = (*hidden_states.shape[:-1], self.num_attention_heads, -1)
+        return [x.view(shape) for x in (words, layout)]
+
+    query, key, value = heads("query"), heads("key"), heads("value")
+    sizes = [x.shape[-1] for x in value]
+    query[1] = query[1] * (sizes[0] / sizes[1]) ** 0.5
+    q, k, v = (torch.cat(parts, dim=-1).transpose(1, 2) for parts in (query, key, value))
+    out, _ = attention(self, q, k, v, attention_mask, scaling=sizes[0] ** -0.5)
+    words, layout = (x.reshape(*hidden_states.shape[:-1], -1) for x in torch.split(out, sizes, dim=-1))
+    return words, layout
+
+
+def _wavlm_attention(
+    self: Any,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    gated_position_bias: torch.Tensor,
+) -> tuple[torch.Tensor, None]:
+    """WavLM's, with a bias `[B·H,S,S]` of how far apart two frames are (arXiv:2110.13900)."""
+    heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+    projections = (self.q_proj, self.k_proj, self.v_proj)
+    query, key, value = (part(hidden_states).view(heads).transpose(1, 2) for part in projections)
+    rows = gated_position_bias.shape[-1]
+    bias = gated_position_bias.view(hidden_states.shape[0], self.num_heads, rows, rows)
+    mask = attention_mask.eq(1)[:, None, None, :] if attention_mask is not None else None
+    out, _ = attention(self, query, key, value, mask, scaling=self.scaling, position_bias=bias)
+    return self.out_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
+
+
 def _expand_latents(
     self: Any, latent: torch.Tensor, turned: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,6 +249,9 @@ ADAPTERS: dict[str, Adapter] = {
     "FalconAttention": ("forward", _falcon_forward),
     "MptAttention": ("forward", _mpt_forward),
     "XGLMAttention": ("forward", _xglm_forward),
+    "LiltSelfAttention": ("forward", _lilt_forward),
+    "WavLMAttention": ("torch_multi_head_self_attention", _wavlm_attention),
+    "modeling_deberta.DisentangledSelfAttention": ("forward", disentangled.attend_first_version),
     "modeling_deberta_v2.DisentangledSelfAttention": ("forward", disentangled.attend),
 }
 """Class name of an attention module, with its file where others have the same → what to trace in place of one

@@ -92,8 +92,10 @@ class Attempts:
     def _judge(self, candidate: Candidate) -> str:
         """Check the written graph, and say how it went; `checks` holds the figures."""
         count = candidate.attentions
+        calls = candidate.attention_calls
+        enough = ", as many as calls" if count == calls else f" for {calls} calls"
         hooks = (
-            f"{count} attention operator{'' if count == 1 else 's'}, as many as calls"
+            f"{count} attention operator{'' if count == 1 else 's'}{enough}"
             if count is not None
             else "transformers' exporter"
         )

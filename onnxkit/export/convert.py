@@ -6,6 +6,7 @@ out the decompositions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -239,6 +240,38 @@ def _weight_norm(direction: Any, length: Any, dim: int = 0) -> Any:
     return _standard("Mul", direction, _standard("Div", length, norm))
 
 
+def _subtracted_from(x: Any, other: Any, alpha: float = 1) -> Any:
+    """other - alpha·x; torch's decompositions, which do the same, trace the whole program again."""
+    dtype = x.dtype.numpy()
+    first = (
+        other if hasattr(other, "shape") else _standard("Constant", value=ir.tensor(np.array(other, dtype)))
+    )
+    if alpha != 1:
+        x = _standard("Mul", x, _standard("Constant", value=ir.tensor(np.array(alpha, dtype))))
+    return _standard("Sub", first, x)
+
+
+def _variance(
+    x: Any, dim: Sequence[int] | None = None, correction: float | None = None, keepdim: bool = False
+) -> Any:
+    """Over axes of known lengths."""
+    dim = [*range(len(x.shape))] if dim is None else dim
+    count = math.prod(_axis_length(x, axis) for axis in dim) - (1 if correction is None else correction)
+    axes = _standard("Constant", value=ir.tensor(list(dim), dtype=ir.DataType.INT64))
+    apart = _standard("Sub", x, _standard("ReduceMean", x, axes, keepdims=1))
+    total = _standard("ReduceSumSquare", apart, axes, keepdims=int(keepdim))
+    divisor = _standard("Constant", value=ir.tensor(np.array(count, x.dtype.numpy())))
+    return _standard("Div", total, divisor)
+
+
+def _deviation(x: Any, *dim: Any, **other: Any) -> Any:
+    return _standard("Sqrt", _variance(x, *dim, **other))
+
+
+def _square(x: Any) -> Any:
+    return _standard("Mul", x, x)
+
+
 def _reshape_as(x: Any, other: Any) -> Any:
     return _standard("Reshape", x, _standard("Shape", other))
 
@@ -271,6 +304,11 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.conv2d.default: _convolution,
     torch.ops.aten.conv3d.default: _convolution,
     torch.ops.aten.conv2d.padding: _conv2d_named_padding,
+    torch.ops.aten.rsub.Scalar: _subtracted_from,
+    torch.ops.aten.rsub.Tensor: _subtracted_from,
+    torch.ops.aten.var.correction: _variance,
+    torch.ops.aten.std.correction: _deviation,
+    torch.ops.aten.square.default: _square,
     torch.ops.aten.reshape_as.default: _reshape_as,
     torch.ops.aten.numpy_T.default: _reversed,
     torch.ops.aten.batch_norm.default: _batch_norm,
@@ -306,6 +344,10 @@ def _add(registry: _registration.ONNXRegistry, translations: Mapping[Any, Any]) 
 
 def _without_unknown(program: ExportedProgram, translations: Mapping[Any, Any]) -> ExportedProgram:
     """Decompose the operators, and only those, that no translation knows (`rsub`, `adaptive_avg_pool2d`)."""
+    fx.write_plainly(program)
+    fx.make_functional(program)
+    if any(fx.is_in_place(node) for node in program.graph.nodes):  # on views: torch knows how
+        program = program.run_decompositions({})
     for _ in range(_ROUNDS):
         used = fx.foreign_operators(program)
         registry = _registry_of(used)

@@ -6,6 +6,7 @@ dropped, in-place operators become functional ones, and type promotion is writte
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,7 +43,10 @@ _RENAMED = {
     _aten.__xor__.Tensor: _aten.bitwise_xor.Tensor,
     _aten.view.default: _aten.reshape.default,
     _aten.clip.default: _aten.clamp.default,
+    _aten.swapaxes.default: _aten.transpose.int,
 }
+_WHOLE_POOLS = {_aten.adaptive_avg_pool1d.default: [-1], _aten.adaptive_avg_pool2d.default: [-2, -1]}
+"""Operator → the axes that it pools."""
 _ARITHMETIC = {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor}
 _SUMS = {_aten.cumsum.default, _aten.sum.default, _aten.sum.dim_IntList, _aten.prod.default}
 _SAME_SHAPE = {_aten.expand.default, _aten.slice.Tensor, _aten.view.default, _aten.reshape.default}
@@ -92,14 +96,12 @@ def clean(program: ExportedProgram) -> None:
         NeedsDecomposition: for an in-place operator on a view or on an input.
     """
     graph = program.graph
+    drop_assertions(program)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if _is_assertion(node):
-            graph.erase_node(node)
-            continue
         node.target = _RENAMED.get(node.target, node.target)
-        if _is_in_place(node):
+        if is_in_place(node):
             _make_functional(node)
         _type_sizes(node)
         _simplify(node)
@@ -133,10 +135,11 @@ def _rename_outputs(program: ExportedProgram) -> None:
 
 def _is_assertion(node: torch.fx.Node) -> bool:
     name = str(node.target)
-    return not node.users and ("assert" in name or "sym_constrain" in name)
+    return node.op == "call_function" and not node.users and ("assert" in name or "sym_constrain" in name)
 
 
-def _is_in_place(node: torch.fx.Node) -> bool:
+def is_in_place(node: torch.fx.Node) -> bool:
+    """Whether the node changes a tensor that it is given."""
     schema = getattr(node.target, "_schema", None)
     return (
         schema is not None
@@ -144,6 +147,15 @@ def _is_in_place(node: torch.fx.Node) -> bool:
         and schema.name.startswith("aten::")
         and node.target not in _IDENTITIES
     )
+
+
+def make_functional(program: ExportedProgram) -> None:
+    """What changes a tensor in place returns a new one instead, where that is plain to see."""
+    for node in list(program.graph.nodes):
+        if is_in_place(node):
+            with contextlib.suppress(NeedsDecomposition):
+                _make_functional(node)
+    _rename_outputs(program)
 
 
 def _make_functional(node: torch.fx.Node) -> None:
@@ -215,11 +227,29 @@ def _skips(node: torch.fx.Node) -> bool:
     return bool(node.target is _aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1)
 
 
+def write_plainly(program: ExportedProgram) -> None:
+    """Drop assertions, and say with a common operator what a rare one says here: a pool of everything is a
+    mean. Torch's decompositions would trace the whole program again."""
+    drop_assertions(program)
+    for node in program.graph.nodes:
+        node.target = _RENAMED.get(node.target, node.target)
+        axes, sizes = _WHOLE_POOLS.get(node.target), node.args[1:2]
+        if axes is not None and {*sizes[0]} == {1}:
+            node.target, node.args = _aten.mean.dim, (node.args[0], axes, True)
+
+
+def drop_assertions(program: ExportedProgram) -> None:
+    """Remove the assertions of a trace, and what was computed for them alone."""
+    for node in [node for node in program.graph.nodes if _is_assertion(node)]:
+        program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+
+
 def foreign_operators(program: ExportedProgram) -> set[Any]:
     """The operators that `clean` leaves in the graph, as far as their names tell."""
     dropped = _CASTS | _IDENTITIES
-    nodes = [node for node in program.graph.nodes if node.op == "call_function" and not _is_assertion(node)]
-    left = {node.target for node in nodes if node.target not in dropped and not _is_in_place(node)}
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    left = {node.target for node in nodes if node.target not in dropped and not is_in_place(node)}
     return {_RENAMED.get(target, target) for target in left}
 
 

@@ -20,10 +20,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from onnxkit.export.cache import claim, deferred_updates
 from onnxkit.export.experts import experts_forward
 from onnxkit.export.operators import OPS
-from onnxkit.export.probes import Replacement, norms, scalars, tanh_gelus
+from onnxkit.export.probes import Replacement, layer_norms, norms, scalars, tanh_gelus
 from onnxkit.export.quirks import (
+    known_quantiles,
     marked_zeros,
     no_bias,
+    no_recurrence,
     overflow_guards,
     unpadded_heads,
     whole_lengths,
@@ -156,10 +158,13 @@ def _replacements(model: PreTrainedModel) -> Iterator[Replacement]:
     yield from tanh_gelus()
     yield from rotations(model)
     yield from norms(model)
+    yield from layer_norms(model)
     yield from scaled_ropes(model)
     yield from whole_position_bias(model)
     yield from unpadded_heads(model)
     yield from whole_lengths(model)
+    yield from no_recurrence(model)
+    yield from known_quantiles(model)
     yield from overflow_guards()
     yield from marked_zeros()
     if model.config._attn_implementation == IMPLEMENTATION:

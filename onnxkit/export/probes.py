@@ -104,6 +104,42 @@ def _norm_offset(module: torch.nn.Module) -> float | None:
     return next(fitting, None)
 
 
+def layer_norms(model: PreTrainedModel) -> Iterator[Replacement]:
+    """The classes of layer norms that a model writes out by hand (DeBERTa's)."""
+    by_class: dict[type, torch.nn.Module] = {}
+    for module in model.modules():
+        by_class.setdefault(type(module), module)
+    for cls, module in sorted(by_class.items(), key=lambda item: item[0].__name__):
+        if _is_layer_norm(module):
+            yield cls, "forward", _layer_norm
+
+
+def _is_layer_norm(module: torch.nn.Module) -> bool:
+    """Whether `module`, none of torch's, computes torch's layer norm, asked of a copy."""
+    own = dict(module.named_parameters(recurse=False))
+    epsilon = _epsilon(module)
+    plain = set(own) == {"weight", "bias"} and not any(module.children())
+    library = isinstance(module, torch.nn.LayerNorm) or type(module).__module__.startswith("torch.")
+    if library or not plain or epsilon is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, generator=generator) * 2 + 0.5
+    given = {name: torch.randn(8, generator=generator) for name in ("weight", "bias")}
+    probe = copy.copy(module)
+    probe._parameters = {name: torch.nn.Parameter(v, requires_grad=False) for name, v in given.items()}
+    try:
+        got = probe(x)
+    except RAISED:
+        return False
+    expected = torch.nn.functional.layer_norm(x, (8,), **given, eps=epsilon)
+    same_shape = isinstance(got, torch.Tensor) and got.shape == x.shape
+    return same_shape and torch.allclose(got, expected, atol=1e-5)
+
+
+def _layer_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, _epsilon(self) or 0.0)
+
+
 def _hooked_norm(original: Callable[..., Any], offset: float) -> Callable[..., Any]:
     @functools.wraps(original)
     def forward(self: Any, hidden_states: torch.Tensor, *more: Any, **other: Any) -> Any:

@@ -1,14 +1,19 @@
-"""What encoder-decoders ask of values or lengths that a trace does not have, answered while it runs."""
+"""What models ask of values or lengths that a trace does not have, answered while it runs."""
 
 from __future__ import annotations
 
 import inspect
+import statistics
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from onnxkit.export.probes import Replacement
+
+_RECURRENT_MASK = "create_recurrent_attention_mask"
 
 
 def whole_position_bias(model: torch.nn.Module) -> Iterator[Replacement]:
@@ -64,6 +69,36 @@ def _frames(self: Any, length: Any) -> Any:
     for layer in (self.conv1, self.conv2, self.conv3):
         length = (length - layer.kernel_size[0]) // layer.stride[0] + 1
     return length
+
+
+def no_recurrence(model: PreTrainedModel) -> Iterator[Replacement]:
+    """Hybrid models whose layers all attend (Granite 4's) make the mask of recurrent layers, too, which asks
+    for values and which nobody takes."""
+    layers = set(getattr(model.config, "layer_types", None) or ())
+    if layers and layers <= {"attention", "full_attention", "sliding_attention"}:
+        module = sys.modules[type(model).__module__]
+        if hasattr(module, _RECURRENT_MASK):
+            yield module, _RECURRENT_MASK, _no_mask
+
+
+def _no_mask(*args: Any, **named: Any) -> None:
+    return None
+
+
+def known_quantiles(model: torch.nn.Module) -> Iterator[Replacement]:
+    """Gemma 3n keeps the largest activations, asking for a quantile of the normal distribution, which no ONNX
+    operator computes: it is a number."""
+    for cls in {type(module) for module in model.modules()}:
+        if hasattr(cls, "_gaussian_topk"):
+            yield cls, "_gaussian_topk", _largest
+
+
+def _largest(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """What of x `[…,N]` is over mean + quantile·standard deviation, as if it were normally distributed."""
+    by = statistics.NormalDist().inv_cdf(float(self.activation_sparsity))
+    mean = x.mean(dim=-1, keepdim=True)
+    spread = (x - mean).square().mean(dim=-1, keepdim=True).sqrt()
+    return torch.relu(x - (mean + spread * by))
 
 
 class _Unknown:

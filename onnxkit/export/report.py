@@ -77,7 +77,7 @@ class LevelTrial:
             own exporter).
         reason: why it was taken or given up.
         attentions: attention operators in the trace; None for L3 and where the trace failed.
-        attention_calls: calls of attention modules while tracing: what `attentions` must equal.
+        attention_calls: calls of attention modules while tracing: what `attentions` must reach.
     """
 
     part: str = "model"

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from onnxkit.export import convert, fx
+from onnxkit.export.handwritten import is_left, say_attention, say_padding
 from onnxkit.export.hooks import IMPLEMENTATION, counted_attention, hooked, moved, register
 from onnxkit.export.parts import Part, run_part
 from onnxkit.export.periods import first_layers, layers_to_trace, shortened
@@ -197,15 +198,24 @@ def _all_traced(
             with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph that it gives up
                 program = torch.export.export(wrapper, sample, dynamic_shapes=shapes, strict=False)
             traced_calls = calls.count
-        counts = fx.operator_counts(program)
-        attentions = counts.get("attention", 0) + counts.get("cached_attention", 0)
+        attentions = _attentions(program)
         by_hand = part.signature.cached and model.config._attn_implementation == "eager"
-        if attentions != traced_calls and not by_hand:  # said before the conversion, which costs most
+        if attentions < traced_calls and not by_hand:
+            say_attention(program)
+            attentions = _attentions(program)
+        # Said before the conversion, which costs most.
+        if attentions < traced_calls and not by_hand and is_left(program):
             raise LevelRefused(f"the trace holds {attentions} attention operators for {traced_calls} calls")
         with phases("convert"):
+            say_padding(program)
             converted = convert.to_onnx(program, decompose=decompose, translations=translations)
     name_boundary(converted, part.signature)
     return Traced(model=converted, buffers=buffers, attentions=attentions, attention_calls=traced_calls)
+
+
+def _attentions(program: ExportedProgram) -> int:
+    counts = fx.operator_counts(program)
+    return counts.get("attention", 0) + counts.get("cached_attention", 0)
 
 
 def dynamic_shapes(signature: Signature) -> tuple[dict[int, Any], ...]:

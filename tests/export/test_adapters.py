@@ -7,13 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DebertaV2Config, DeepseekV3Config, MptConfig, XGLMConfig
+from transformers import (
+    DebertaConfig,
+    DebertaV2Config,
+    DeepseekV3Config,
+    Gemma3nTextConfig,
+    LiltConfig,
+    MptConfig,
+    XGLMConfig,
+)
+from transformers.models.deberta import modeling_deberta
 from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
+from transformers.models.gemma3n import modeling_gemma3n
+from transformers.models.lilt import modeling_lilt
 from transformers.models.mpt import modeling_mpt
+from transformers.models.wavlm import modeling_wavlm
 from transformers.models.xglm import modeling_xglm
 
-from onnxkit.export import adapters, disentangled, hooks
+from onnxkit.export import adapters, disentangled, hooks, quirks
 from onnxkit.export.cache import GraphCache, deferred_updates
 
 ROWS, BATCH = 6, 2
@@ -69,6 +81,59 @@ def test_deberta(shared: bool, kinds: list[str]) -> None:
     expected, _ = module(hidden, square, **given)
     got, _ = disentangled.attend(module, hidden, square, **given)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("longest", [4, ROWS, 16])
+@pytest.mark.parametrize("kinds", [["p2c", "c2p"], ["p2c"], []])
+@torch.no_grad()
+def test_deberta_of_the_first_version(longest: int, kinds: list[str]) -> None:
+    config = DebertaConfig(
+        hidden_size=32, num_attention_heads=4, relative_attention=bool(kinds), pos_att_type=kinds,
+        max_position_embeddings=longest,
+    )  # fmt: skip
+    module = made(modeling_deberta.DisentangledSelfAttention(config))
+    hidden, places = torch.randn(BATCH, ROWS, 32), torch.randn(2 * longest, 32)
+    padding = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * ROWS])
+    given: dict[str, Any] = {}
+    if kinds:
+        given["relative_pos"] = modeling_deberta.build_relative_position(hidden, hidden)
+        given["rel_embeddings"] = places
+    square = padding[:, None, None, :] * padding[:, None, :, None]
+    expected, _ = module(hidden, square, **given)
+    got, _ = disentangled.attend_first_version(module, hidden, square, **given)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_lilt() -> None:
+    config = LiltConfig(hidden_size=48, num_attention_heads=4, channel_shrink_ratio=4)
+    module = made(modeling_lilt.LiltSelfAttention(config))
+    words, layout = torch.randn(BATCH, ROWS, 48), torch.randn(BATCH, ROWS, 12)
+    may = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * ROWS], dtype=torch.bool)[:, None, None, :]
+    additive = torch.zeros(may.shape).masked_fill(~may, torch.finfo(torch.float32).min)
+    expected = module(words, layout, additive)
+    got = adapters._lilt_forward(module, words, layout, may)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_wavlm() -> None:
+    module = made(modeling_wavlm.WavLMAttention(32, 4))
+    hidden, bias = torch.randn(BATCH, ROWS, 32), torch.randn(BATCH * 4, ROWS, ROWS)
+    padding = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * ROWS])
+    for mask in (padding, None):
+        expected, _ = module.torch_multi_head_self_attention(hidden, mask, bias)
+        got, _ = adapters._wavlm_attention(module, hidden, mask, bias)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_largest_activations_of_a_normal_distribution() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": [64], "num_hidden_layers": 1}
+    config = Gemma3nTextConfig(**sizes, activation_sparsity_pattern=[0.9])
+    module = modeling_gemma3n.Gemma3nTextMLP(config)
+    x = torch.randn(BATCH, ROWS, 64)
+    torch.testing.assert_close(quirks._largest(module, x), module._gaussian_topk(x), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

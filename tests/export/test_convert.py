@@ -80,8 +80,15 @@ CASES: dict[str, Any] = {
     "step": lambda x: x[:, ::2] * 1,
     "clip": lambda x: x.clip(-0.5, 0.5),
     "reshape as": lambda x: x.reshape(-1, 2, 3).reshape_as(x) * 2,
-    "an operator to decompose": lambda x: 1.0 - x.square(),
-    "one that decomposes twice": lambda x: torch.nn.functional.adaptive_avg_pool1d(x[:, None], 1),
+    "a pool of everything": lambda x: torch.nn.functional.adaptive_avg_pool2d(x.reshape(-1, 2, 3, 1), 1),
+    "swapped axes": lambda x: x.reshape(-1, 2, 3).swapaxes(1, 2) * 2,
+    "variance": lambda x: x.var(1, keepdim=True) + x.reshape(-1, 2, 3).var((1, 2), unbiased=False)[:, None],
+    "standard deviation": lambda x: x.std(-1),
+    "square": lambda x: x.square() + 1,
+    "subtracted from a number": lambda x: 1 - x,
+    "subtracted from a tensor": lambda x: torch.rsub(x, x[:, :1], alpha=2),
+    "an operator to decompose": lambda x: torch.nn.functional.softsign(x),
+    "one that decomposes twice": lambda x: torch.cosine_similarity(x, x * 2 + 1, dim=1),
 }
 
 
@@ -144,6 +151,11 @@ def in_place_on_a_view(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def test_in_place_on_a_view_needs_decompositions() -> None:
+def test_in_place_on_a_view(tmp_path: Path) -> None:
+    check(in_place_on_a_view, tmp_path)
+
+
+def test_cleaning_alone_does_not_see_through_views() -> None:
+    program = torch.export.export(Function(in_place_on_a_view), (X,), strict=False)
     with pytest.raises(fx.NeedsDecomposition, match="view"):
-        converted(in_place_on_a_view)
+        fx.clean(program)

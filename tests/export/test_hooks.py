@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import masking_utils
 from transformers.models.cohere import modeling_cohere
+from transformers.models.convnext import modeling_convnext
+from transformers.models.deberta import modeling_deberta
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gemma3 import modeling_gemma3
@@ -18,13 +20,14 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
+from transformers.models.mobilebert import modeling_mobilebert
 from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.t5 import modeling_t5
 
 from onnxkit.export.cache import GraphCache, claim, deferred_updates
 from onnxkit.export.hooks import HookRefused, _shape_of, attention, mask, narrowed
-from onnxkit.export.probes import _norm_offset
+from onnxkit.export.probes import _is_layer_norm, _norm_offset
 from onnxkit.export.rotations import convention_of, with_one, with_sines_first
 
 
@@ -106,6 +109,22 @@ class Scaled(torch.nn.Module):
 )
 def test_norms_are_told_by_what_they_compute(module: torch.nn.Module, offset: float | None) -> None:
     assert _norm_offset(module.to("meta")) == offset
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (modeling_deberta.DebertaLayerNorm(32), True),
+        (modeling_convnext.ConvNextLayerNorm(32), False),  # torch's own, where it is no other
+        (modeling_mobilebert.NoNorm(32), False),
+        (torch.nn.GroupNorm(1, 32), False),
+        (modeling_llama.LlamaRMSNorm(32), False),
+        (torch.nn.LayerNorm(32), False),
+        (torch.nn.BatchNorm1d(32), False),
+    ],
+)
+def test_layer_norms_are_told_by_what_they_compute(module: torch.nn.Module, told: bool) -> None:
+    assert _is_layer_norm(module.to("meta")) == told
 
 
 def cache(past: int = 4) -> GraphCache:
