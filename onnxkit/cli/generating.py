@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ GIVEN = (*GENERATION, *SHARED_WITH_TASKS)
 """Options that are settings of the generation."""
 
 MAX_GRAMMAR_BYTES = 1 << 20
+
+CUT = "an output was cut before it was complete, and does not parse; allow more with --max-new-tokens"
 
 _SILENT = frozenset(
     ("do_sample", "eos_token_ids", "pad_token_id", "bos_token_id", "decoder_start_token_id",
@@ -74,9 +76,9 @@ def run(ctx: typer.Context, predictor: Predictor, request: Request, *, jsonl: bo
     assert predictor.generator is not None
     console.note(echo(predictor.generator.options, given=chosen(ctx, GIVEN)))
     if _streams(ctx, predictor.generator, request, jsonl=jsonl):
-        _stream(console, predictor.generator, samples)
+        _stream(console, predictor.generator, samples, _meter(ctx, console))
         return
-    meter = Meter()
+    meter = _meter(ctx, console)
     if request.single and not (jsonl or console.json):
         for answer in predictor.generator.answers(samples):
             meter.take(answer)
@@ -107,10 +109,14 @@ def echo(options: GenerationOptions, *, given: Mapping[str, Any]) -> str:
 
 
 class Meter:
-    """Adds up what answers took."""
+    """Adds up what answers took.
 
-    def __init__(self) -> None:
+    `warn`, where outputs have a form to keep, is told of one that was cut before it had it.
+    """
+
+    def __init__(self, warn: Callable[[str], None] | None = None) -> None:
         self.answers = 0
+        self._warn = warn
         self._stats: list[GenerationStats] = []
         self._prompt = 0
         self._audio_s = 0.0
@@ -122,6 +128,9 @@ class Meter:
         self._prompt += answer.record.get("prompt_tokens", 0)
         self._audio_s += answer.record.get("duration_s", 0.0)
         self._stats += answer.stats
+        outputs = answer.record.get("sequences", [answer.record])
+        if self._warn is not None and any(one.get("finish_reason") == "length" for one in outputs):
+            self._warn(CUT)
 
     def line(self) -> str:
         """Say it in a line: tokens, time to the first one, tokens a second, what speculation won."""
@@ -139,6 +148,11 @@ class Meter:
             f"{figures.plural(new, 'new token')} in {figures.seconds(seconds)}, "
             f"{figures.digits(new / seconds)} tokens/s{speculation(self._stats)}"
         )
+
+
+def _meter(ctx: typer.Context, console: Console) -> Meter:
+    formed = any(ctx.params[name] for name in ("json_schema", "regex", "grammar"))
+    return Meter(console.warn if formed else None)
 
 
 def answer_line(stats: GenerationStats, prompt_tokens: int) -> str:
@@ -184,8 +198,7 @@ def _streams(ctx: typer.Context, generator: Generator, request: Request, *, json
     return console.out.isatty() if wanted is None else bool(wanted)
 
 
-def _stream(console: Console, generator: Generator, samples: Iterable[Any]) -> None:
-    meter = Meter()
+def _stream(console: Console, generator: Generator, samples: Iterable[Any], meter: Meter) -> None:
     for answer in generator.answers(samples, on_text=console.piece):
         meter.take(answer)
     console.prose("")

@@ -91,7 +91,7 @@ def from_command_line(request: Request, task: Task) -> Iterator[Mapping[str, Any
         return iter(read_samples(file, columns=request.columns, format=_format(request.format)))
     if len(task.columns) != 1:
         ways = " and ".join(f"--{name}" for name in task.columns)
-        ways = "--pair" if task.columns == ("text", "text_pair") else ways
+        ways = "--pair" if task.columns == ("text", "text_pair") else ways or "--inputs FILE.npz"
         raise UsageError(f"{task.name} takes {ways}, or --file; not a bare INPUT")
     column = task.columns[0]
     if column not in PATHS:

@@ -1,7 +1,9 @@
 """A short way to the end of a sequence under a grammar, for when the budget of tokens runs out.
 
 llguidance offers none. This one is greedy: it closes whatever can be closed and goes on with single
-letters where nothing can. It is not the shortest, and where it runs in a circle there is none.
+letters where nothing can, with blanks where no letter can. It is not the shortest, and may run in a
+circle: digits that only a blank ends, say. Then the letters take turns, at last all of them; where that
+does not end either, there is none.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _CLOSING = "\"}])>'"
 _OPENING = "([{<\\,"
+_BLANKS = " \n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +30,21 @@ class Letters:
     Attributes:
         closing: those that end a text, a list, an object.
         other: the rest, those that open something last.
+        blanks: a space and a newline.
     """
 
     closing: tuple[int, ...]
     other: tuple[int, ...]
+    blanks: tuple[int, ...]
 
     @classmethod
     def of(cls, tokenizer: LLTokenizer) -> Letters:
         """Look them up in a vocabulary."""
-        middle = [
-            c for c in string.digits + string.ascii_letters + string.punctuation + " \n" if c not in _OPENING
-        ]
+        middle = [c for c in string.digits + string.ascii_letters + string.punctuation if c not in _OPENING]
         return cls(
             closing=_tokens(tokenizer, _CLOSING),
             other=_tokens(tokenizer, [c for c in middle if c not in _CLOSING] + list(_OPENING)),
+            blanks=_tokens(tokenizer, _BLANKS),
         )
 
 
@@ -49,11 +53,25 @@ def way_out(matcher: LLMatcher, letters: Letters, most: int) -> list[int] | None
 
     `matcher` stays as it is.
     """
+    closing, other, blanks = letters.closing, letters.other, letters.blanks
+    orders: tuple[tuple[tuple[int, ...], ...], ...] = (
+        ((*closing, *other, *blanks), ()),
+        (closing, (*other, *blanks)),
+        ((), (*closing, *other, *blanks)),
+    )
+    ways = (_greedy_way(matcher, fixed, turning, most) for fixed, turning in orders)
+    return next((way for way in ways if way is not None), None)
+
+
+def _greedy_way(
+    matcher: LLMatcher, fixed: Sequence[int], turning: Sequence[int], most: int
+) -> list[int] | None:
+    """The way by the first letter allowed: of `fixed`, then of `turning`, where it goes to the end."""
     state = matcher.deep_copy()
-    turn = list(letters.other)
+    turn = list(turning)
     way: list[int] = []
     while not state.is_accepting():
-        following = state.compute_ff_tokens() or _next(state, letters.closing, turn)
+        following = state.compute_ff_tokens() or _next(state, fixed, turn)
         taken = following[: state.try_consume_tokens(following)]
         if not taken or len(way) + len(taken) > most:
             return None
@@ -61,9 +79,9 @@ def way_out(matcher: LLMatcher, letters: Letters, most: int) -> list[int] | None
     return way
 
 
-def _next(state: LLMatcher, closing: Sequence[int], turn: list[int]) -> list[int]:
+def _next(state: LLMatcher, fixed: Sequence[int], turn: list[int]) -> list[int]:
     allowed = np.unpackbits(np.frombuffer(state.compute_bitmask(), dtype=np.uint8), bitorder="little")
-    for token in (*closing, *turn):
+    for token in (*fixed, *turn):
         if allowed[token]:
             if token in turn:  # not the same again and again: another letter may be what is waited for
                 turn.remove(token)

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 # A small model may write spaces for ever where any number of them is allowed.
 _WHITESPACE = r"[ \n\t]{0,16}"
 _LONGEST_MESSAGE = 200
-_LEAST_SLACK = 8
-_LEAST_WATCH = 64
+_LEAST_SLACK, _MOST_SLACK = 8, 64
+_GROWTH = 4
+"""Tokens by which one more token lengthens the way at most, on average: what opens has a name first."""
+_LOST = 64
+"""Tokens before the end from where on a way that was not found is looked for at every step."""
 _LONGEST_WAY = 4096
 
 
@@ -94,9 +97,9 @@ def grammar_constraint(
     if first.is_error():
         raise UsageError(f"{name} is not possible: {_short(first.get_error())}")
     letters = Letters.of(tokenizer)
-    slack = max(_LEAST_SLACK, len(way_out(first, letters, _LONGEST_WAY) or ()))
-    watch = max(_LEAST_WATCH, 3 * slack)
-    setting = _Setting(eos=ends, vocabulary=vocabulary, letters=letters, slack=slack, watch=watch)
+    shortest = len(way_out(first, letters, _LONGEST_WAY) or ())
+    slack = min(max(_LEAST_SLACK, shortest), _MOST_SLACK)
+    setting = _Setting(eos=ends, vocabulary=vocabulary, letters=letters, slack=slack)
     return lambda: _Grammar(first.deep_copy(), setting)
 
 
@@ -110,23 +113,22 @@ class _Setting:
         letters: tokens for the way to the end.
         slack: tokens that are kept free beside that way: one choice may make it longer, by a required
             property, say, of about the length of the shortest whole output.
-        watch: tokens before the end of the budget, from where on the way is looked at.
     """
 
     eos: list[int]
     vocabulary: int
     letters: Letters
     slack: int
-    watch: int
 
 
 class _Grammar:
     """A constraint by llguidance's matcher."""
 
-    def __init__(self, matcher: LLMatcher, setting: _Setting, way: list[int] | None = None) -> None:
+    def __init__(self, matcher: LLMatcher, setting: _Setting) -> None:
         self._matcher = matcher
         self._setting = setting
-        self._way = way  # to the end from here, where it is known
+        self._way: list[int] | None = None  # to the end from here, where it is known
+        self._look: int | None = None  # the tokens left at which it is looked at next; None: at once
 
     @property
     def finished(self) -> bool:
@@ -138,7 +140,7 @@ class _Grammar:
 
     def mask(self, left: int | None = None) -> NDArray[np.bool_]:
         setting = self._setting
-        if left is not None and left <= setting.watch:
+        if left is not None and (self._look is None or left <= self._look):
             only = self._hurried(left)
             if only:
                 allowed = np.zeros(setting.vocabulary, np.bool_)
@@ -157,14 +159,22 @@ class _Grammar:
         self._check()
 
     def fork(self) -> _Grammar:
-        return _Grammar(self._matcher.deep_copy(), self._setting, self._way)
+        other = _Grammar(self._matcher.deep_copy(), self._setting)
+        other._way, other._look = self._way, self._look
+        return other
 
     def _hurried(self, left: int) -> list[int]:
         """Return the tokens that keep to the way to the end; empty where there is time, or no way."""
         if self._way is None:
             self._way = way_out(self._matcher, self._setting.letters, left)
-        if self._way is None or left - len(self._way) > self._setting.slack:
+        if self._way is None:
+            self._look = left - 1 - max(0, left - _LOST) // 4
             return []
+        spare = left - len(self._way) - self._setting.slack
+        if spare > 0:
+            self._look = left - 1 - spare // (1 + _GROWTH)
+            return []
+        self._look = left - 1
         return self._way[:1] or self._setting.eos
 
     def _check(self) -> None:

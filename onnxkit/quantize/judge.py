@@ -12,7 +12,15 @@ import numpy as np
 from onnxkit.artifact import ModelDir
 from onnxkit.measure.agreement import Agreement, compare_sessions, weighted_cosine
 from onnxkit.measure.cached_cases import Step, cached_feeds, is_cached, longest_past
-from onnxkit.measure.cases import Shape, longest_sequence, make_feeds, random_cases, specs_of, takes_sequence
+from onnxkit.measure.cases import (
+    Shape,
+    fixed_shape,
+    longest_sequence,
+    make_feeds,
+    random_cases,
+    specs_of,
+    takes_sequence,
+)
 from onnxkit.measure.geometry import geometry
 from onnxkit.measure.latency import interleaved
 from onnxkit.progress import Progress
@@ -227,11 +235,13 @@ def _timed_feeds(model: ModelDir, component: str, yardstick: Yardstick, seed: in
     specs, known = specs_of(model, component), geometry(model.config)
     if not takes_sequence(specs):
         return max((feeds for _, feeds in cases), key=_elements)
-    shape = Shape(batch=BATCH, sequence=longest_sequence(known, TIMED_TOKENS))
+    shape = fixed_shape(specs, batch=BATCH, sequence=longest_sequence(known, TIMED_TOKENS))
     return make_feeds(specs, known, shape, np.random.default_rng(seed))
 
 
 def _size(feeds: Feeds) -> str:
+    if not feeds:
+        return "no inputs"
     return "x".join(map(str, max(feeds.values(), key=lambda array: array.size).shape))
 
 

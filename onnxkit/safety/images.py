@@ -22,7 +22,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVI
 
 
 def open_image(path: Path) -> Image:
-    """Read and decode the first frame of an image; its mode and orientation are left as they are.
+    """Read and decode the first frame of an image, turned as its EXIF data says; its mode is left as it is.
 
     Raises:
         InputError: missing, truncated, or no image of a known format.
@@ -38,7 +38,7 @@ def open_image(path: Path) -> Image:
             with Image.open(path, formats=_FORMATS) as image:
                 _check_size(image.size, shown)
                 image.load()
-                return image.copy()
+                return _upright(image)
     except Image.DecompressionBombError as error:
         raise UnsafeError(f"{shown}: its header declares more than {MAX_IMAGE_PIXELS} pixels") from error
     except MemoryError as error:
@@ -47,6 +47,16 @@ def open_image(path: Path) -> Image:
         raise InputError(f"{shown}: truncated, or no image in a known format") from error
     except (AttributeError, ArithmeticError, RuntimeError) as error:  # what its parsers raise on damage
         raise InputError(f"{shown}: damaged image ({type(error).__name__})") from error
+
+
+def _upright(image: Image) -> Image:
+    """A copy that stands as a viewer shows it; orientation data that cannot be read counts as none."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # its parsers raise all kinds on damaged metadata; the pixels are whole
+        return image.copy()
 
 
 def _check_size(size: tuple[int, int], shown: str) -> None:

@@ -123,6 +123,18 @@ def test_constrained_output(model: Path, tmp_path: Path) -> None:
     Ran(model, "hello", "--grammar", tmp_path / "none").fails(3, "none")
 
 
+def test_output_that_is_cut_before_it_has_its_form_is_warned_of(model: Path) -> None:
+    pytest.importorskip("llguidance")
+    cut = Ran(model, "hello", "--regex", "abcdefgh", "--max-new-tokens", "3")
+    assert "does not parse" in cut.err and cut.out == "abc\n"
+    [warning] = json.loads(Ran(model, "a", "--regex", "[a-z]{9}", "--max-new-tokens", "3", "--json").out)[
+        "warnings"
+    ]
+    assert "--max-new-tokens" in warning
+    assert "does not parse" not in Ran(model, "hello", "--regex", "abc", "--max-new-tokens", "3").err
+    assert "does not parse" not in Ran(model, "hello", "--max-new-tokens", "3").err
+
+
 def test_speculation_says_what_it_won(model: Path) -> None:
     plain = Ran(model, "abababab", "--max-new-tokens", "30")
     for option in (["--speculate", "ngram"], ["--draft", str(model)]):

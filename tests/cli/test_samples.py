@@ -88,3 +88,8 @@ def test_files_are_read_and_counted(tmp_path: Path) -> None:
 def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         list(from_command_line(Request(file=str(tmp_path / "missing.txt")), task("text")))
+
+
+def test_raw_tensors_have_an_option_of_their_own() -> None:
+    with pytest.raises(UsageError, match=r"takes --inputs FILE\.npz, or --file; not a bare INPUT"):
+        from_command_line(Request(inputs=("a",)), task())

@@ -38,6 +38,21 @@ SCHEMA = json.dumps(
     }
 )
 DATE = r"[0-9]{4}-[01][0-9]"
+TREE = json.dumps(
+    {
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {
+                    side: {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}
+                    for side in ("left", "right")
+                },
+                "required": ["left", "right"],
+            }
+        },
+        "$ref": "#/$defs/node",
+    }
+)
 SUM = 'start: NUMBER ("+" NUMBER)* ";"\nNUMBER: /[0-9]{1,3}/\n'
 
 
@@ -108,6 +123,8 @@ def test_a_grammar_is_parsed() -> None:
         ('{"type": "array", "items": {"type": "array", "items": {"type": "number"}}}', 40),
         ('{"type": "object", "additionalProperties": {"type": "string", "minLength": 5}}', 50),
         ('{"type": "object"}', 70),
+        (TREE, 150),
+        ('{"type": "string", "format": "email"}', 250),
     ],
 )
 def test_a_schema_is_closed_in_time(schema: str, most: int) -> None:
@@ -117,6 +134,17 @@ def test_a_schema_is_closed_in_time(schema: str, most: int) -> None:
         text, _ = _write(constraint, seed, most)
         assert constraint.complete
         jsonschema.validate(json.loads(text), json.loads(schema))
+
+
+def test_the_way_to_the_end_wastes_no_blanks() -> None:
+    first = _make(json_schema=SCHEMA)()
+    text = ""
+    while not first.complete:
+        (token,) = np.flatnonzero(first.mask(1 + len('{"name":"","age":0}') - len(text)))
+        first.accept(int(token))
+        text += chr(token) if token < 128 else "?"
+        assert len(text) < 40
+    assert len(text) == len('{"name":"","age":0}')
 
 
 def test_an_expression_is_brought_to_its_end_in_time() -> None:

@@ -102,6 +102,50 @@ def test_four_bits_packed_in_bytes_count_as_values(tmp_path):
     assert found.bytes_by_dtype["uint8"] == 8 * 2 * 16 + 8
 
 
+def test_weights_in_constant_nodes_are_weights(tmp_path):
+    """As paddle2onnx and torch's older exporter write them."""
+    weight = numpy_helper.from_array(np.ones((64, 8), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("Constant", [], ["half"], value_float=0.5),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    found = only(model_of(tmp_path / "m.onnx", nodes, {}))
+    assert (found.parameters, found.weight_bytes) == (512, 2048)
+    assert found.bytes_by_operator == {"MatMul": 2048}
+    assert (found.quantized.linear_nodes, found.quantized.nodes) == (1, 0)
+
+
+def test_integers_that_are_cast_and_scaled_are_quantized_weights(tmp_path):
+    """A layout that hand-made weight-only files have: no DequantizeLinear, older runtimes read it."""
+    tensors = {"q": np.ones((64, 8), np.int8), "scale": np.ones((1, 8), np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["q"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "scale"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="dense"),
+    ]
+    found = only(model_of(tmp_path / "m.onnx", nodes, tensors))
+    assert found.parameters == 512
+    assert found.bytes_by_operator == {"MatMul": 512, "Mul": 32}
+    assert (found.quantized.nodes, found.quantized.linear_nodes) == (1, 1)
+    assert (found.quantized.layers, found.quantized.bits_per_weight) == ({"dense": 8}, 8.5)
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("log8", 8), ("log4", 4)])
+def test_logarithmic_codes_are_quantized_weights(scheme, bits, tmp_path):
+    model = build_encoder(EncoderSpec())
+    save_plain(model, tmp_path / "float.onnx")
+    onnx.save(
+        quantized(model, options=QuantizeOptions(scheme=scheme, include=(".",)))[0], tmp_path / "m.onnx"
+    )
+    before, found = only(tmp_path / "float.onnx"), only(tmp_path / "m.onnx")
+    assert found.quantized.nodes == found.quantized.linear_nodes == before.quantized.linear_nodes
+    assert set(found.quantized.layers.values()) == {bits}
+    assert found.quantized.parameters == before.quantized.linear_parameters
+    assert found.quantized.bits_per_weight == bits + 0.5  # a float16 scale for 32
+    assert found.parameters == before.parameters
+
+
 def test_a_shared_weight_counts_once(tmp_path):
     tensors = {"w": np.ones((64, 64), np.float32)}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])]

@@ -6,10 +6,13 @@ import json
 import math
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxkit.artifact import ModelDir
 from onnxkit.measure.agreement import compare
+from onnxkit.quantize import QuantizeOptions, quantize_model
 from onnxkit.quantize.judge import join_outputs, yardstick_without_data
 from onnxkit.quantize.search.bench import joined_sqnr
 from tests.model_dirs import table, text_dir
@@ -46,3 +49,25 @@ def test_the_padding_that_the_tokenizer_never_makes_is_not_judged(tmp_path, side
     cases = yardstick_without_data(ModelDir.open(folder), 0).cases["model"]
     assert ("left padding" in dict(cases)) is judged
     assert "right padding" in dict(cases)
+
+
+@pytest.mark.parametrize(("ids", "shape"), [([2, 7], "2x7"), ([2, "tokens"], "2x128"), (None, "no inputs")])
+def test_a_graph_is_timed_on_the_sizes_that_it_fixes(tmp_path, ids, shape):
+    """Other tools' graphs: of one batch size alone, or without any input."""
+    table = numpy_helper.from_array(random(200, 64), "table")
+    weight = numpy_helper.from_array(random(64, 64, seed=1), "weight")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["h"]),
+        helper.make_node("MatMul", ["h", "weight"], ["y"], name="dense"),
+    ]
+    stored = [table, weight]
+    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ids)] if ids else []
+    if not ids:
+        stored.append(numpy_helper.from_array(np.arange(6).reshape(1, 6), "input_ids"))
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    report = quantize_model(tmp_path / "m.onnx", tmp_path / "out", QuantizeOptions())
+    assert report.measurement is not None and report.measurement.speed is not None
+    assert report.measurement.speed.shape == shape

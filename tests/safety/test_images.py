@@ -51,6 +51,23 @@ def test_the_mode_is_left_alone(tmp_path: Path, mode: str) -> None:
     assert open_image(tmp_path / "x.png").mode == mode
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_data_says(tmp_path: Path, orientation: int) -> None:
+    upright = Image.linear_gradient("L").resize((9, 7))
+    undo = [None, None, 0, 3, 1, 5, 2, 6, 4][orientation]  # Image.Transpose, by the tag's definition
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    stored.save(tmp_path / "x.png", exif=exif)
+    image = open_image(tmp_path / "x.png")
+    assert image.size == (9, 7) and image.tobytes() == upright.tobytes()
+
+
+def test_damaged_exif_data_counts_as_none(tmp_path: Path) -> None:
+    Image.new("L", (3, 2)).save(tmp_path / "x.png", exif=b"Exif\0\0MM\0\x2a\xff\xff")
+    assert open_image(tmp_path / "x.png").size == (3, 2)
+
+
 @pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 1)])
 def test_a_bomb_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "bomb.png").write_bytes(_png_of_size(*size))
