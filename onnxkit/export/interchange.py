@@ -23,6 +23,7 @@ _OUTPUT_CLASSES: Mapping[str, str] = {
     "question-answering": "QuestionAnsweringModelOutput",
     "fill-mask": "MaskedLMOutput",
     "image-classification": "ImageClassifierOutput",
+    "audio-classification": "SequenceClassifierOutput",
     "image-feature-extraction": "BaseModelOutputWithPooling",
 }
 """Task → the class that the loader returns; a task without one gets a plain dict."""

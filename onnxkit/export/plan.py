@@ -35,6 +35,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "fill-mask": ("logits",),
     "image-classification": ("logits",),
     "image-feature-extraction": ("last_hidden_state", "pooler_output"),
+    "audio-classification": ("logits",),
     **dict.fromkeys(GENERATING, ("logits",)),
 }
 """Task → the graph's outputs. `pooler_output` is left out where the model has none; a cache is added."""

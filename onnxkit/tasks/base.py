@@ -77,11 +77,13 @@ class Task(ABC):
         keeps_dtypes: whether `decode` takes outputs as the model gives them, not as float32.
         generates: whether its records come of tokens that an engine generates (a `GeneratingTask`).
         needs_labels: whether its metric needs to know what is right; else a text is judged by itself.
+        noun: what its samples are called.
         kind: what sets its models apart from others of the task, where an option does not apply.
         limit: tokens that a text may have; longer ones are cut.
     """
 
     name: ClassVar[str]
+    noun: ClassVar[str] = "texts"
     kind: ClassVar[str] = ""
     columns: tuple[str, ...]
     outputs: tuple[tuple[str, ...], ...]
@@ -102,6 +104,11 @@ class Task(ABC):
         """How many rows the graph insists on, None where it takes any number."""
         sizes = [spec.shape[0] for spec in self.inputs.values() if self.batched and spec.shape]
         return next((size for size in sizes if isinstance(size, int)), None)
+
+    @property
+    def longest(self) -> str:
+        """How much of a sample is read, where longer ones are cut."""
+        return f"{self.limit:,} tokens"
 
     @classmethod
     def for_model(cls, model: ModelDir) -> type[Task]:
@@ -168,6 +175,8 @@ def column_of(sample: Sample, column: str) -> Any:
     """Return what a sample has in a column; raises InputError that names its place where that is nothing."""
     value = sample.get(column)
     if value is None:
+        if column in sample:
+            raise InputError(f"{place(sample)}: its {column!r} is null; mend this sample or leave it out")
         have = ", ".join(map(str, sample)) or "none"
         raise InputError(
             f"{place(sample)}: there is no {column!r} (columns: {have}); "

@@ -98,8 +98,8 @@ class Truncation:
     def warn(self, progress: Progress, task: Task) -> None:
         """Say how many were cut, if any were."""
         if self.truncated:
-            hint = "" if task.generates else " (--max-length)"
+            hint = "" if task.generates or task.limit is None else " (--max-length)"
             progress.warn(
-                f"{self.truncated:,} of {self.total:,} texts were longer than the {task.limit:,} tokens that "
+                f"{self.truncated:,} of {self.total:,} {task.noun} were longer than the {task.longest} that "
                 f"are read, and were cut there{hint}"
             )

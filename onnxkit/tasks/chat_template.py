@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxkit.errors import InputError
 from onnxkit.safety import printable, read_json, regular_file
+from onnxkit.tasks.text import well_formed
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -81,7 +82,8 @@ class ChatTemplate:
             },
             where=where,
         )
-        return _cut_at_tag(text, where) if isinstance(final, str) else text
+        whole = _cut_at_tag(text, where) if isinstance(final, str) else text
+        return well_formed(whole, f"{where}: what the chat template makes")
 
 
 def checked_messages(value: Any, where: str) -> list[Message]:

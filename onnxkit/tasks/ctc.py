@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import audio_sample, waveform
-from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Task
+from onnxkit.tasks.audio import waveform
+from onnxkit.tasks.audio_encoder import AudioEncoderTask
+from onnxkit.tasks.base import Array, Encoded, Metric, Record
 from onnxkit.tasks.ctc_vocabulary import Word, load_vocabulary
-from onnxkit.tasks.extractors import extractor_of, padded_rows
 from onnxkit.tasks.word_errors import transcript_metric
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ _CHUNK_S = 30.0
 _STRIDE_S = _CHUNK_S / 6
 _PAUSE_S = 0.5
 _SEGMENT_S = 6.0
-_UNMASKED = frozenset({"wav2vec2-conformer", "data2vec-audio", "sew", "sew-d"})
-"""Model types that, as adapters do, convolve or pool frames past a shorter row's end despite the mask."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class _Chunk:
     duration_s: float
 
 
-class Ctc(Task):
+class Ctc(AudioEncoderTask):
     """Records: `text`, `duration_s`; with `timestamps` also `segments`: {"start_s", "end_s", "text"}.
 
     The best token of each frame is taken. Recordings over 30 s are read in chunks of 30 s that overlap
@@ -46,46 +44,22 @@ class Ctc(Task):
 
     name = "automatic-speech-recognition"
     kind = "a CTC model (it spells what it hears: no language tokens, no translation, no generation)"
-    columns = ("audio",)
-    outputs = (("logits",),)
-    window = 32
 
     def __init__(self, model: ModelDir, *, timestamps: bool = False) -> None:
         super().__init__(model)
-        self._extractor = extractor_of(model)
-        self._check_inputs((self._extractor.name, "attention_mask"))
-        self._rate = self._extractor.sampling_rate
+        self._rate = self.extractor.sampling_rate
         self.vocabulary = load_vocabulary(model.path)
         self._timestamps = timestamps
-        self._kernels, self._strides = _convolutions(model, of_samples=self._extractor.hop == 1)
-        self._ratio: int = math.prod(self._strides) * self._extractor.hop
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """1 where padding would change what the model says: group normalization, or a mask that is not fed
-        or not heeded."""
-        masked, config = "attention_mask" in self.inputs, self.model.config
-        normed = config.get("feat_extract_norm", "layer") == "group"
-        unmasked = config.get("add_adapter") or config.get("model_type") in _UNMASKED
-        if not masked or normed or unmasked:
-            return 1
-        return super().fixed_batch
+        self._kernels, self._strides = _convolutions(model, of_samples=self.extractor.hop == 1)
+        self._ratio: int = math.prod(self._strides) * self.extractor.hop
 
     def encode(self, sample: Sample) -> Encoded:
-        """Read a recording and make the row of its first chunk: what the model's extractor makes of it."""
+        """Read a recording and make the row of its first chunk."""
         return self.rows([sample])[0][0]
 
     def rows(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
         """Read recordings: one row a chunk."""
         return [list(self._chunks(waveform(one, self._rate), place(one))) for one in samples]
-
-    def collate(self, rows: Sequence[Encoded]) -> Feeds:
-        """Pad at the right to the longest, with a mask where the model takes one."""
-        fill = {self._extractor.name: self._extractor.padding_value}
-        return {
-            name: padded_rows([row.features[name] for row in rows], spec.dtype, fill.get(name, 0.0))
-            for name, spec in self.inputs.items()
-        }
 
     def decode(self, outputs: Mapping[str, Array], rows: Sequence[Encoded]) -> list[Record]:
         """Turn logits [rows, frames, tokens] into the ids of each row's own frames."""
@@ -100,10 +74,6 @@ class Ctc(Task):
         if self._timestamps:
             merged["segments"] = self._segments(self.vocabulary.words(ids))
         return merged
-
-    def sample_of(self, item: Any) -> Sample:
-        """Take a path, an array, a pair (array, rate) or a mapping with `array` as the audio."""
-        return audio_sample(item)
 
     def metric(self, records: Sequence[Record], samples: Sequence[Sample]) -> Metric | None:
         """Word error rate of the samples that have a `target`."""
@@ -126,13 +96,8 @@ class Ctc(Task):
     def _row(self, samples: Array, where: str, *, left: int, right: int, duration: float) -> Encoded:
         if self._frames(len(samples)) < 1:
             raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
-        heard, real = self._extractor(samples)
-        return Encoded(
-            features={self._extractor.name: heard, "attention_mask": real},
-            length=len(heard),
-            extra=_Chunk(samples=len(samples), left=left, right=right, duration_s=duration),
-            where=where,
-        )
+        chunk = _Chunk(samples=len(samples), left=left, right=right, duration_s=duration)
+        return self.row(samples, where, extra=chunk)
 
     def _own(self, ids: Array, chunk: _Chunk) -> list[int]:
         """Cut padding and overlap off a row's frames."""
@@ -160,7 +125,7 @@ class Ctc(Task):
 
     def _frames(self, samples: int) -> int:
         """Return how many frames the model makes of so many samples."""
-        samples = self._extractor.length(samples)
+        samples = self.extractor.length(samples)
         for kernel, stride in zip(self._kernels, self._strides, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples

@@ -13,19 +13,24 @@ from onnxkit.errors import InputError
 from onnxkit.tasks.audio import read_preprocessor
 from onnxkit.tasks.base import Array
 from onnxkit.tasks.filter_banks import FilterBanks
+from onnxkit.tasks.fixed_windows import Spectrogram, WhisperWindow
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
 
 
 class Extractor(Protocol):
-    """Turns a recording into a model's input of any length.
+    """Turns a recording into a model's input.
 
     Attributes:
         name: of the input.
     """
 
     name: ClassVar[str]
+
+    @property
+    def seconds(self) -> float | None:
+        """What every recording is cut or padded to; None: rows are as long as what they are made of."""
 
     @property
     def padding_value(self) -> float:
@@ -56,6 +61,7 @@ class Waveform:
 
     name: ClassVar[str] = "input_values"
     hop: ClassVar[int] = 1
+    seconds: ClassVar[None] = None
 
     sampling_rate: int = 16_000
     normalize: bool = True
@@ -84,12 +90,21 @@ class Waveform:
         return samples.astype(np.float32, copy=False), np.ones(len(samples), np.int64)
 
 
-EXTRACTORS: Mapping[str, Callable[[Mapping[str, Any], Path], Extractor]] = {
+Parse = Callable[[Mapping[str, Any], Path], Extractor]
+"""Makes one of the settings in preprocessor_config.json, which stands at a path."""
+
+EXTRACTORS: Mapping[str, Parse] = {
     "Wav2Vec2FeatureExtractor": Waveform.parse,
     "Speech2TextFeatureExtractor": FilterBanks.speech2text,
     "SeamlessM4TFeatureExtractor": FilterBanks.seamless,
 }
-"""`feature_extractor_type` of preprocessor_config.json → what reads the rest of it."""
+"""`feature_extractor_type` of preprocessor_config.json → what reads the rest of it; rows of any length."""
+
+WINDOWS: Mapping[str, Parse] = {
+    "ASTFeatureExtractor": Spectrogram.parse,
+    "WhisperFeatureExtractor": WhisperWindow.parse,
+}
+"""The same, of rows that all have one length."""
 
 
 def padded_rows(rows: Sequence[Array], dtype: str, fill: float) -> Array:
@@ -100,12 +115,12 @@ def padded_rows(rows: Sequence[Array], dtype: str, fill: float) -> Array:
     return np.stack(padded).astype(dtype)
 
 
-def extractor_of(model: ModelDir) -> Extractor:
-    """Return what makes the model's input.
+def extractor_of(model: ModelDir, known: Mapping[str, Parse] = EXTRACTORS) -> Extractor:
+    """Return what makes the model's input, one of `known`.
 
     Raises:
         InputError: no preprocessor_config.json, or one of another kind.
     """
-    settings, path = read_preprocessor(model, tuple(EXTRACTORS))
-    kind = str(settings.get("feature_extractor_type", next(iter(EXTRACTORS))))
-    return EXTRACTORS[kind](settings, path)
+    settings, path = read_preprocessor(model, tuple(known))
+    kind = str(settings.get("feature_extractor_type", next(iter(known))))
+    return known[kind](settings, path)

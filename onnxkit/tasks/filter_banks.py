@@ -1,4 +1,4 @@
-"""Kaldi's log-mel filter banks, equal to transformers' Speech2Text and SeamlessM4T feature extractors."""
+"""Kaldi's log-mel filter banks, equal to those of transformers' feature extractors that are made of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ _FRAME, _HOP, _FFT = 400, 160, 512
 """Samples, whatever the sampling rate: 25 and 10 ms at 16 kHz."""
 _PREEMPHASIS = 0.97
 _LOWEST_HZ = 20.0
-_FULL_SCALE = 2.0**15
-"""Kaldi takes samples for 16-bit integers."""
 _FLOOR = 1.192092955078125e-07
 _BLOCK_FRAMES = 3_000
 
@@ -34,10 +32,13 @@ class FilterBanks:
         means, variances: whether each energy has the mean 0 and the variance 1 over a recording.
         ddof, epsilon: of the variance: what is taken from the count, and added.
         stride: frames that are joined to one; a last one that is not full is masked.
+        full_scale: what a sample of 1.0 stands for: Kaldi takes samples for 16-bit integers.
+        window_power: of Hann's window; 0.85 makes Povey's of it.
     """
 
     name: ClassVar[str] = "input_features"
     padding_value: ClassVar[float] = 0.0
+    seconds: ClassVar[None] = None
 
     num_mel_bins: int = 80
     sampling_rate: int = 16_000
@@ -46,6 +47,8 @@ class FilterBanks:
     ddof: int = 0
     epsilon: float = 0.0
     stride: int = 1
+    full_scale: float = 2.0**15
+    window_power: float = 0.85
 
     @classmethod
     def speech2text(cls, settings: Mapping[str, Any], path: Path) -> FilterBanks:
@@ -73,10 +76,14 @@ class FilterBanks:
         """Return how many rows of features a recording has, the masked one included."""
         return -(-self._frames(samples) // self.stride)
 
+    def samples(self, frames: int) -> int:
+        """Return how many samples so many frames (before they are joined) are made of."""
+        return _FRAME + (frames - 1) * _HOP
+
     def __call__(self, samples: Array) -> tuple[Array, Array]:
         """Return float32 [length, num_mel_bins * stride], and which of them are no padding, int64 [length].
 
-        A frame loses its mean, is pre-emphasized and weighed by Povey's window; the logarithms of its power
+        A frame loses its mean, is pre-emphasized and weighed by a window; the logarithms of its power
         in triangles on the mel scale are its energies (Kaldi's `compute-fbank-feats`).
 
         Raises:
@@ -101,7 +108,7 @@ class FilterBanks:
 
     def _energies(self, frames: Array) -> Array:
         """Return [n, num_mel_bins] of [n, 400]."""
-        scaled = frames.astype(np.float64) * _FULL_SCALE
+        scaled = frames.astype(np.float64) * self.full_scale
         scaled -= scaled.mean(axis=1, keepdims=True)
         before = np.concatenate([scaled[:, :1], scaled[:, :-1]], axis=1)
         spectrum = np.fft.rfft((scaled - _PREEMPHASIS * before) * self._window, n=_FFT)
@@ -119,7 +126,7 @@ class FilterBanks:
 
     @cached_property
     def _window(self) -> Array:
-        window: Array = np.hanning(_FRAME) ** 0.85
+        window: Array = np.hanning(_FRAME) ** self.window_power
         return window
 
     @cached_property

@@ -28,6 +28,7 @@ REGISTRY: Mapping[str, str] = {
     "text2text-generation": "text2text_generation:Text2TextGeneration",
     "translation": "translation:Translation",
     "summarization": "summarization:Summarization",
+    "audio-classification": "audio_classification:AudioClassification",
     "automatic-speech-recognition": "whisper:Whisper",  # or another: its `for_model` tells
     "raw": "raw:Raw",
 }

@@ -144,8 +144,26 @@ def text_column(sample: Sample, column: str) -> str:
     """
     value = column_of(sample, column)
     if isinstance(value, str):
-        return value
+        return well_formed(value, f"{place(sample)}: {column!r}")
     raise InputError(f"{place(sample)}: {column!r} must be a text, not {type(value).__name__}")
+
+
+def well_formed(text: str, what: str) -> str:
+    """Return `text`, which a tokenizer takes only if it is Unicode throughout.
+
+    Raises:
+        InputError: a lone surrogate, which JSON's escapes and arguments that are not UTF-8 can bring.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} is no Unicode text: character {error.start + 1} is half of a surrogate pair, or a byte "
+            "that is not UTF-8"
+        ) from error
+    return text
 
 
 def valid_positions(row: Encoded, width: int, side: str) -> slice:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Encoding
 
 from onnxkit.errors import UsageError
-from onnxkit.inputs import Sample
+from onnxkit.inputs import Sample, place
 from onnxkit.tasks.base import Array, Encoded, Metric, Record
 from onnxkit.tasks.entities import (
     STRATEGIES,
@@ -22,7 +22,7 @@ from onnxkit.tasks.entities import (
 from onnxkit.tasks.entity_metric import entity_metric, joined
 from onnxkit.tasks.labels import Labels
 from onnxkit.tasks.numerics import softmax
-from onnxkit.tasks.text import Texts, TextTask, own_tokens, text_column
+from onnxkit.tasks.text import Texts, TextTask, own_tokens, text_column, well_formed
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -66,7 +66,9 @@ class TokenClassification(TextTask):
 
     def texts_of(self, sample: Sample) -> Texts:
         """Return the text; words are joined by spaces."""
-        return joined(sample["text"]) if isinstance(sample.get("text"), list) else text_column(sample, "text")
+        if isinstance(sample.get("text"), list):
+            return well_formed(joined(sample["text"]), f"{place(sample)}: 'text'")
+        return text_column(sample, "text")
 
     def rows(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
         """Tokenize samples: one row each, with `stride` one a window."""

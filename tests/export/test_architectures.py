@@ -51,9 +51,10 @@ transformers' `generate`. Models that keep other states than keys and values are
 convolutional ones (mamba, lfm2, qwen3-next), and encoder-decoders that keep those of their cross-attention
 in a way of their own (led, prophetnet). DeepSeek's attention caches latents, and stays primitives.
 
-Audio encoders are exported for raw tensors (`run --inputs x.npz`). Of an encoder-decoder `--task
-feature-extraction` exports the encoder. Convolutional image models take any height and width; the others
-the size that the checkpoint's processor makes, where the model takes it, or that of their configuration.
+Audio encoders without a head for labels or letters are exported for raw tensors (`run --inputs x.npz`). Of an
+encoder-decoder `--task feature-extraction` exports the encoder. Convolutional image models take any height
+and width; the others the size that the checkpoint's processor makes, where the model takes it, or that of
+their configuration.
 Models that attend in blocks (BigBird) are exported with full attention, which PyTorch gives short texts.
 """
 

@@ -70,8 +70,8 @@ def test_an_option_that_does_not_apply_is_refused(tmp_path):
 
 def test_a_task_without_a_runner(tmp_path):
     model = ModelDir.open(text_dir(tmp_path, "text-classification", table(2), pooled=True))
-    with pytest.raises(InputError, match=r"'audio-classification' cannot be run on samples .*; pass raw"):
-        task_for(model, task="audio-classification")
+    with pytest.raises(InputError, match=r"'depth-estimation' cannot be run on samples .*; pass raw"):
+        task_for(model, task="depth-estimation")
     assert task_for(model, task="sentiment-analysis").name == "text-classification"
 
 

@@ -433,6 +433,16 @@ def test_missing_columns_name_the_sample_and_what_it_has(tmp_path):
         predictor([{"text": "a"}, {"sentence": "b"}])
     with pytest.raises(InputError, match=r"sample 0: 'text' must be a text, not int"):
         predictor([{"text": 3}])
+    with pytest.raises(InputError, match=r"sample 0: its 'text' is null"):
+        predictor([{"text": None}])
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    predictor = Predictor(classifier(tmp_path))
+    with pytest.raises(InputError, match=r"sample 1: 'text' is no Unicode text: character 2 is half"):
+        predictor([{"text": "ä"}, {"text": json.loads('"a\\ud83d"')}])
+    with pytest.raises(InputError, match=r"sample 0: 'text_pair' is no Unicode text"):
+        predictor([{"text": "a", "text_pair": b"\xe9".decode("utf-8", "surrogateescape")}])
 
 
 def test_a_missing_tokenizer_says_how_to_get_one(tmp_path):
