@@ -4,8 +4,8 @@ Inputs and outputs of the graph stay as they are: a Cast stands at the boundary.
 cache become half themselves: a Cast would read and write them whole in every step. Kept in float32 are
 operators whose sums or powers leave float16's range (`DELICATE`), those that no kernel takes in half
 precision, those with a stored value that it cannot hold, what computes an index or an angle from positions,
-and whatever the caller names. Weights are converted one at a time, to the nearest (of two as near, to the
-even), while they are written out.
+products of turned batches (`_turned`), and whatever the caller names. Weights are converted one at a time,
+to the nearest (of two as near, to the even), while they are written out.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ class HalfResult:
         converted: number of nodes that compute in half precision.
         kept: names of nodes that stay float32 although their operator takes half precision.
         unable: names of nodes whose weights stay float32 as their operator does not take it.
+        turned: names of those of `kept` that make up a product of a turned batch.
     """
 
     converted: int
     kept: tuple[str, ...]
     unable: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
 
 def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[str] = ()) -> HalfResult:
@@ -79,14 +81,18 @@ def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[
         keep: names of nodes that stay float32.
     """
     infer_dtypes(model)
-    exact = _of_positions(model.graph)
+    exact, turned = _of_positions(model.graph), _turned(model.graph)
     able = [n for n in model.graph if n not in exact and _takes_half(n, dtype, model.opset_imports)]
-    chosen = [node for node in able if node.name not in keep and _fits(node, dtype)]
+    fitting = [node for node in able if node not in turned and _fits(node, dtype)]
+    chosen = [node for node in fitting if node.name not in keep]
     known = set(able)
     unable = tuple(str(node.name) for node in model.graph if node not in known and _reads_weights(node))
     _Conversion(model.graph, set(chosen), dtype).run()
     kept = {str(node.name) for node in able} - {str(node.name) for node in chosen}
-    return HalfResult(converted=len(chosen), kept=tuple(sorted(kept)), unable=unable)
+    return HalfResult(
+        converted=len(chosen), kept=tuple(sorted(kept)), unable=unable,
+        turned=tuple(sorted(str(node.name) for node in turned)),
+    )  # fmt: skip
 
 
 def overflowing(model: ir.Model, cases: Sequence[Mapping[str, Array]], scratch: Path) -> tuple[str, ...]:
@@ -201,6 +207,22 @@ def _of_positions(graph: ir.Graph) -> set[ir.Node]:
         new = [node for node in before if node is not None and node in counted and node not in found]
         found.update(new)
         waiting.extend(new)
+    return found
+
+
+def _turned(graph: ir.Graph) -> set[ir.Node]:
+    """Products of a left factor whose batch a Transpose moves into its rows or columns, and these.
+
+    ONNX Runtime 1.24 to 1.31 fuses both on a CPU, and crashes where either is half (MatmulTransposeFusion).
+    """
+    found: set[ir.Node] = set()
+    for node in graph:
+        left = node.inputs[0].producer() if node.op_type == "MatMul" and node.inputs[0] is not None else None
+        if left is None or left.op_type != "Transpose" or "perm" not in left.attributes:
+            continue
+        axes = left.attributes["perm"].as_ints()
+        if len(axes) > 2 and axes[0] == 1 and 0 in axes[-2:]:
+            found |= {node, left}
     return found
 
 

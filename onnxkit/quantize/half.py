@@ -213,6 +213,7 @@ def _outcome(
     unable = f"takes no {_FULL[dtype]} in opset {model.opset_imports.get('', 1)}"
     why = {name: f"{kinds[name]} {unable}" for name in result.unable}
     why |= dict.fromkeys(result.kept, f"{_FULL[dtype]} does not hold a value stored for it")
+    why |= dict.fromkeys(result.turned, "ONNX Runtime would fuse a product with its Transpose, and crash")
     why |= reasons
     names = {*result.kept, *result.unable}
     kept = tuple(

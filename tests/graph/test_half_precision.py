@@ -91,6 +91,34 @@ def test_masks_become_values_that_sums_do_not_overflow(tmp_path):
     assert lowest == -32752.0
 
 
+@pytest.mark.parametrize(
+    ("perm", "shape", "turned"),
+    [([1, 0, 2], [2, 5, 4], True), ([1, 2, 0], [4, 2, 5], True), ([0, 2, 1], [2, 4, 5], False)],
+)
+def test_products_of_turned_batches_stay_float32(tmp_path, perm, shape, turned):
+    """ONNX Runtime's fusion of such a product in float16 ends the process."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="turn", perm=perm),
+        helper.make_node("MatMul", ["t", "w"], ["y"], name="product"),
+    ]
+    weight = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes, "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight, "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
+    )  # fmt: skip
+    model = ir.from_proto(proto)
+    assert to_half(model).converted == (0 if turned else 2)
+    save_model(model, tmp_path / "half.onnx")
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    got = open_session(tmp_path / "half.onnx", ONE).run({"x": x})["y"]
+    np.testing.assert_allclose(got, x.transpose(perm) @ weight, atol=0.01)
+
+
 @pytest.mark.parametrize("stored", [1e6, 1e-12], ids=["too large", "an epsilon"])
 def test_constants_that_float16_does_not_hold_keep_their_node_float32(stored):
     model = graph_of([helper.make_node("Add", ["x", "c"], ["y"], name="sum")], {"c": stored})
