@@ -51,6 +51,20 @@ def attention_window(config: Config) -> int | None:
     return positive(text, *_WINDOWS)
 
 
+def turning_length(config: Config) -> int | None:
+    """Return how many tokens a text may have before all its rotations change with its length; None: any.
+
+    LongRoPE takes other factors then (arXiv:2402.13753), dynamic NTK scaling another base.
+    """
+    text = text_part(config)
+    given = (text.get(name) for name in ("rope_parameters", "rope_scaling"))
+    settings = next((each for each in given if isinstance(each, Mapping)), {})
+    kind = settings.get("rope_type", settings.get("type"))
+    if kind == "longrope":
+        return positive({**text, **settings}, "original_max_position_embeddings")
+    return positive(text, "max_position_embeddings") if kind == "dynamic" else None
+
+
 def _parts(config: Config) -> Iterator[Config]:
     yield text_part(config)
     yield from (part for name in _OTHER_PARTS if isinstance(part := config.get(name), Mapping))

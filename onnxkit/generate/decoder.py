@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxkit.artifact.configuration import attention_heads
+from onnxkit.artifact.configuration import attention_heads, turning_length
 from onnxkit.errors import InputError
 from onnxkit.generate.cache import Array, Cache, GrowingCache, SharedCache
 from onnxkit.generate.encoder import Cross
@@ -54,6 +54,7 @@ class Decoder:
             )
         self.vocabulary = vocabulary
         self.pages = HugePages()
+        self._turning = turning_length(config)
         self._heads = attention_heads(config) or max(tensor.heads for tensor in self.roles.cache)
 
     @classmethod
@@ -66,7 +67,8 @@ class Decoder:
             InputError: no decoder with a cache, or an input whose meaning is unknown.
             EnvironmentProblem, ResourceError: as `open_session`.
         """
-        options = dataclasses.replace(runtime, whole_scores=cpu().x86)
+        whole_scores = cpu().x86 and turning_length(config) is None  # which long prompts would need at once
+        options = dataclasses.replace(runtime, whole_scores=whole_scores)
         allocate_side_by_side()
         return cls(open_session(file, options), config, stepwise=stepwise)
 
@@ -79,6 +81,10 @@ class Decoder:
     def chunk(self, held: int) -> int:
         """Return how many tokens one run adds to a row that holds `held`: fewer where scores get large."""
         return max(1, min(CHUNK, _SCORE_BYTES // (4 * self._heads * (held + CHUNK))))
+
+    def runs_whole(self, total: int) -> bool:
+        """Whether a text of so many tokens is run at once: its rotations depend on how long it is."""
+        return self._turning is not None and total > self._turning
 
     def batch(self, rows: int, *, announced: tuple[int, int], cross: Cross | None = None) -> Batch:
         """Return `rows` empty rows; `announced` is the most rows and slots that will probably be needed."""
@@ -144,14 +150,15 @@ class Batch:
     def extend(self, ids: Array, *, keep: int = 1) -> Array:
         """Append int64 [n] to the only row; return the last `keep` logits, float32 [keep, vocabulary].
 
-        With `keep=1` long inputs are run in chunks. (Several rows cannot be continued by more than one
-        token: the fused attention of ONNX Runtime refuses it.)
+        With `keep=1` long inputs are run in chunks, where that changes nothing. (Several rows cannot be
+        continued by more than one token: the fused attention of ONNX Runtime refuses it.)
         """
         if self._decoder.stepwise:
             rows = [self._run(ids[None, place : place + 1], keep=1)[0, 0].copy() for place in range(len(ids))]
             return np.stack(rows[-keep:])
         first = 0
-        while keep == 1 and len(ids) - first > (size := self._decoder.chunk(self.used)):
+        cuts = keep == 1 and not self._decoder.runs_whole(self.used + len(ids))
+        while cuts and len(ids) - first > (size := self._decoder.chunk(self.used)):
             self._run(ids[None, first : first + size], keep=1)
             first += size
         last: Array = self._run(ids[None, first:], keep=keep)[0]

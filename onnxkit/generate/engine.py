@@ -175,6 +175,7 @@ class Engine:
         first = 0
         while first < len(scores):
             size = min(most, self.decoder.chunk(first))
+            size = len(scores) if self.decoder.runs_whole(len(scores)) else size
             given = ids[first : min(first + size, len(scores))]
             logits = row.append(given, keep=len(given))
             chosen = ids[first + 1 : first + 1 + len(given)]

@@ -56,6 +56,9 @@ encoder-decoder `--task feature-extraction` exports the encoder. Convolutional i
 and width; the others the size that the checkpoint's processor makes, where the model takes it, or that of
 their configuration.
 Models that attend in blocks (BigBird) are exported with full attention, which PyTorch gives short texts.
+LongRoPE (Phi-3 of 128k) turns by other factors beyond its original length: keys that are cached when a text
+grows over it keep theirs, where transformers computes them anew. Prompts that are longer from the start are
+run at once, and equal.
 """
 
 

@@ -94,6 +94,31 @@ def test_long_inputs_are_run_in_chunks(decoder: Decoder, monkeypatch: pytest.Mon
     assert batch.used == 40
 
 
+@pytest.mark.parametrize(
+    ("rope", "length", "runs"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 39}, 40, [40]),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 40}, 40, [20, 20]),
+        ({"rope_type": "dynamic", "factor": 2.0}, 40, [40]),
+        ({"rope_type": "llama3", "original_max_position_embeddings": 16}, 40, [20, 20]),
+    ],
+)
+def test_texts_whose_length_turns_them_are_run_at_once(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, rope: dict[str, Any], length: int, runs: list[int]
+) -> None:
+    """A chunk does not know how long the whole will be, which LongRoPE's factors follow from."""
+    monkeypatch.setattr("onnxkit.generate.decoder.CHUNK", 20)
+    config = {"rope_scaling": rope, "max_position_embeddings": 32}
+    made = Decoder(decoder.session, config)
+    (text,) = random_ids(2, length)
+    batch = made.batch(1, announced=(1, length))
+    seen = []
+    run = batch._run
+    monkeypatch.setattr(batch, "_run", lambda ids, keep: seen.append(ids.shape[1]) or run(ids, keep=keep))
+    check(batch.extend(text), [text])
+    assert seen == runs
+
+
 def test_a_buffer_grows_beyond_what_was_announced() -> None:
     batch, logits = opened(shared=True).prefill(random_ids(3, 3), announced=(1, 4))
     histories = [list(random_ids(3, 3)[0])]
