@@ -52,17 +52,15 @@ def attention_window(config: Config) -> int | None:
 
 
 def turning_length(config: Config) -> int | None:
-    """Return how many tokens a text may have before all its rotations change with its length; None: any.
-
-    LongRoPE takes other factors then (arXiv:2402.13753), dynamic NTK scaling another base.
-    """
+    """Return how many tokens a text may have before LongRoPE takes other factors for all of them
+    (arXiv:2402.13753); None: any."""
     text = text_part(config)
     given = (text.get(name) for name in ("rope_parameters", "rope_scaling"))
     settings = next((each for each in given if isinstance(each, Mapping)), {})
     kind = settings.get("rope_type", settings.get("type"))
-    if kind == "longrope":
-        return positive({**text, **settings}, "original_max_position_embeddings")
-    return positive(text, "max_position_embeddings") if kind == "dynamic" else None
+    if kind != "longrope":
+        return None
+    return positive({**text, **settings}, "original_max_position_embeddings")
 
 
 def _parts(config: Config) -> Iterator[Config]:

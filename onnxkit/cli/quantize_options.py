@@ -80,7 +80,7 @@ Calibrator = Annotated[
 PerChannel = Annotated[
     bool,
     option("--per-channel/--per-tensor", panel=_INTEGERS,
-           help="One weight scale per output channel, or one per tensor."),
+           help="One weight scale per output channel, or one per tensor (not in blocks)."),
 ]  # fmt: skip
 SmoothQuant = Annotated[
     str | None,

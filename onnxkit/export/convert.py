@@ -242,26 +242,38 @@ def _weight_norm(direction: Any, length: Any, dim: int = 0) -> Any:
 
 def _subtracted_from(x: Any, other: Any, alpha: float = 1) -> Any:
     """other - alpha·x; torch's decompositions, which do the same, trace the whole program again."""
-    dtype = x.dtype.numpy()
-    first = (
-        other if hasattr(other, "shape") else _standard("Constant", value=ir.tensor(np.array(other, dtype)))
-    )
+    dtype = x.dtype
+    if dtype.is_integer():  # floats beside integers make floats
+        float_number = any(isinstance(number, float) for number in (other, alpha))
+        wider = other.dtype if hasattr(other, "shape") and not other.dtype.is_integer() else None
+        dtype = wider or (ir.DataType.FLOAT if float_number else dtype)
+    first, x = (_of_type(each, dtype) for each in (other, x))
     if alpha != 1:
-        x = _standard("Mul", x, _standard("Constant", value=ir.tensor(np.array(alpha, dtype))))
+        x = _standard("Mul", x, _of_type(alpha, dtype))
     return _standard("Sub", first, x)
+
+
+def _of_type(value: Any, dtype: ir.DataType) -> Any:
+    """A value or a number, in a type."""
+    if not hasattr(value, "shape"):
+        return _standard("Constant", value=ir.tensor(np.array(value, dtype.numpy())))
+    return value if value.dtype == dtype else _standard("Cast", value, to=dtype)
 
 
 def _variance(
     x: Any, dim: Sequence[int] | None = None, correction: float | None = None, keepdim: bool = False
 ) -> Any:
-    """Over axes of known lengths."""
-    dim = [*range(len(x.shape))] if dim is None else dim
-    count = math.prod(_axis_length(x, axis) for axis in dim) - (1 if correction is None else correction)
-    axes = _standard("Constant", value=ir.tensor(list(dim), dtype=ir.DataType.INT64))
+    dim = list(dim) if dim else [*range(len(x.shape))]
+    correction = 1 if correction is None else correction
+    axes = _standard("Constant", value=ir.tensor(dim, dtype=ir.DataType.INT64))
     apart = _standard("Sub", x, _standard("ReduceMean", x, axes, keepdims=1))
     total = _standard("ReduceSumSquare", apart, axes, keepdims=int(keepdim))
-    divisor = _standard("Constant", value=ir.tensor(np.array(count, x.dtype.numpy())))
-    return _standard("Div", total, divisor)
+    lengths = [x.shape[axis] for axis in dim]
+    if all(isinstance(length, int) for length in lengths):
+        return _standard("Div", total, _of_type(max(0, math.prod(lengths) - correction), x.dtype))
+    sizes = _standard("ReduceProd", _standard("Gather", _standard("Shape", x), axes), keepdims=0)
+    count = _standard("Sub", _standard("CastLike", sizes, x), _of_type(correction, x.dtype))
+    return _standard("Div", total, _standard("Max", count, _of_type(0, x.dtype)))
 
 
 def _deviation(x: Any, *dim: Any, **other: Any) -> Any:
@@ -343,7 +355,7 @@ def _add(registry: _registration.ONNXRegistry, translations: Mapping[Any, Any]) 
 
 
 def _without_unknown(program: ExportedProgram, translations: Mapping[Any, Any]) -> ExportedProgram:
-    """Decompose the operators, and only those, that no translation knows (`rsub`, `adaptive_avg_pool2d`)."""
+    """Decompose the operators, and only those, that no translation knows (`softsign`)."""
     fx.write_plainly(program)
     fx.make_functional(program)
     if any(fx.is_in_place(node) for node in program.graph.nodes):  # on views: torch knows how

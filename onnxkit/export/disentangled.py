@@ -62,7 +62,9 @@ def attend_first_version(
     kinds = _kinds(self)
     scale = (query.shape[-1] * (1 + len(self.pos_att_type))) ** -0.5
     bias = None
-    if self.relative_attention and rel_embeddings is not None and relative_pos is not None:
+    if self.relative_attention:
+        if rel_embeddings is None or relative_pos is None:
+            raise HookRefused("relative positions that each layer makes")
         longest = self.max_relative_positions
         span = torch.sym_min(query.shape[2], longest)  # type: ignore[no-untyped-call]
         names = {"c2p": "pos_proj", "p2c": "pos_q_proj"}

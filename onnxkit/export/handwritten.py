@@ -31,6 +31,7 @@ _PASSED_ON = {
 }
 """Change no value of a probability or a score, but its type perhaps."""
 _EXPANDED = {_aten.expand.default, _aten.expand_as.default}
+_BOTH = {_aten.logical_and.default, _aten.bitwise_and.Tensor, _aten.__and__.Tensor}
 _NOT = {_aten.logical_not.default, _aten.bitwise_not.default}
 _SPREADING = {
     _aten.unsqueeze.default,
@@ -51,7 +52,8 @@ _FORBIDDEN = -1e4
 
 @dataclass(kw_only=True)
 class _Scores:
-    """What a softmax reads: q·kᵀ·scale, and the masks and biases over it (a bias and its factor).
+    """What a softmax reads: q·kᵀ·scale, and the masks and biases over it (a bias and its factor, where
+    something very small stands and how small).
 
     `turned` when k is there as `[B,H,D,T]`."""
 
@@ -60,7 +62,7 @@ class _Scores:
     turned: bool
     scale: float = 1.0
     masks: list[Node] = field(default_factory=list)
-    forbidden: list[Node] = field(default_factory=list)
+    forbidden: list[tuple[Node, float]] = field(default_factory=list)
     biases: list[tuple[Node, float]] = field(default_factory=list)
 
 
@@ -68,6 +70,8 @@ def say_attention(program: ExportedProgram) -> None:
     """Replace every attention of `[B,H,S,D]` that is written out in `program` by the semantic operator."""
     drop_assertions(program)
     make_functional(program)
+    if any(is_in_place(node) for node in program.graph.nodes):  # through views: what changes is not plain
+        return
     for node in [n for n in program.graph.nodes if n.target in _PRODUCTS]:
         probabilities, value = _factors(node, turned=False)
         scores = _scores_behind(probabilities)
@@ -173,6 +177,8 @@ def _factors(product: Node, *, turned: bool) -> tuple[Any, Any]:
     if product.target is _aten.matmul.default:
         return product.args[0], product.args[1]
     letters = dict.fromkeys(letter for letter in str(product.args[0]) if letter.isalpha())
+    if len(letters) != 5:
+        return None, None
     renamed = str(product.args[0]).translate({ord(x): "abcdefgh"[i] for i, x in enumerate(letters)})
     factors: Any = product.args[1]
     if renamed.replace(" ", "") != ("abcd,abed->abce" if turned else "abcd,abde->abce"):
@@ -186,7 +192,15 @@ def _scores_behind(factor: Any) -> _Scores | None:
         factor = factor.args[0]
     if not isinstance(factor, Node) or factor.target is not _aten.softmax.int or len(factor.users) > 1:
         return None
-    return _read(factor.args[0]) if factor.args[1] in (-1, 3) else None
+    scores = _read(factor.args[0]) if factor.args[1] in (-1, 3) else None
+    if scores is None:
+        return None
+    return scores if _batch_and_heads(scores.q) == _batch_and_heads(factor) else None
+
+
+def _batch_and_heads(node: Node) -> list[str]:
+    value = node.meta.get("val")
+    return [str(size) for size in value.shape[:2]] if isinstance(value, torch.Tensor) else []
 
 
 def _read(node: Any) -> _Scores | None:
@@ -234,7 +248,8 @@ def _scaled(node: Node) -> _Scores | None:
         return None
     scores.scale *= factor
     scores.biases = [(bias, known * factor) for bias, known in scores.biases]
-    return scores
+    scores.forbidden = [(where, content * factor) for where, content in scores.forbidden]
+    return scores if all(content <= _FORBIDDEN for _, content in scores.forbidden) else None
 
 
 def _added(node: Node) -> _Scores | None:
@@ -244,11 +259,22 @@ def _added(node: Node) -> _Scores | None:
         if scores is None or not isinstance(other, Node) or not _lies_over(other):
             continue
         if other.meta["val"].dtype == torch.bool:
+            if not _is_ours(other):
+                return None
             scores.masks.append(other)
         else:
             scores.biases.append((other, 1.0))
         return scores
     return None
+
+
+def _is_ours(mask: Any) -> bool:
+    """Whether a bool says, as our hook's do, where to look; others count for 1 where they are added."""
+    while isinstance(mask, Node) and mask.target in (_SPREADING - _NOT) | _EXPANDED:
+        mask = mask.args[0]
+    if not isinstance(mask, Node):
+        return False
+    return mask.target is OPS.mask.default or (mask.target in _BOTH and all(map(_is_ours, mask.args)))
 
 
 def _filled(node: Node) -> _Scores | None:
@@ -260,7 +286,7 @@ def _filled(node: Node) -> _Scores | None:
         return None
     scores = _read(node.args[0]) if _lies_over(where) else None
     if scores is not None:
-        scores.forbidden.append(where)
+        scores.forbidden.append((where, float(content)))
     return scores
 
 
@@ -270,19 +296,22 @@ def _lies_over(node: Any) -> bool:
 
 
 def _fits(scores: _Scores, value: Any) -> bool:
-    """Whether all are `[B,H,…]` of one type and of known heads and sizes, each head with keys of its own."""
+    """Whether all are `[B,H,…]` of one batch, one type and of known heads and sizes, each head with keys of
+    its own."""
     three: Any = [each.meta.get("val") for each in (scores.q, scores.k, value) if isinstance(each, Node)]
     tensors = [each for each in three if isinstance(each, torch.Tensor) and each.ndim == 4]
     if len(tensors) < 3 or len({tensor.dtype for tensor in tensors}) > 1:
         return False
     shapes: list[Any] = [tensor.shape for tensor in tensors]
+    if len({str(shape[0]) for shape in shapes}) > 1:
+        return False
     fixed = [shapes[0][3], shapes[2][3], *(shape[1] for shape in shapes)]
     return all(isinstance(size, int) for size in fixed) and len({*fixed[2:]}) == 1
 
 
 def _replace(product: Node, scores: _Scores, value: Node) -> None:
     put = _Put(product)
-    masks = [*scores.masks, *(put(_aten.logical_not.default, where) for where in scores.forbidden)]
+    masks = [*scores.masks, *(put(_aten.logical_not.default, where) for where, _ in scores.forbidden)]
     biases = [bias if by == 1.0 else put(_aten.mul.Tensor, bias, by) for bias, by in scores.biases]
     mask = _joined(put, _aten.logical_and.default, masks)
     bias = _joined(put, _aten.add.Tensor, biases)

@@ -58,14 +58,20 @@ def _hooked_tensor(original: Callable[..., torch.Tensor]) -> Callable[..., torch
 
 def norms(model: PreTrainedModel) -> Iterator[Replacement]:
     """The classes of the model's root-mean-square norms (arXiv:1910.07467), whatever they are called."""
-    by_class: dict[type, torch.nn.Module] = {}
-    for module in model.modules():
-        by_class.setdefault(type(module), module)
-    for cls, module in sorted(by_class.items(), key=lambda item: item[0].__name__):
-        offset = _norm_offset(module)
-        if offset is not None:
+    for cls, modules in _by_class(model):
+        offsets = {_norm_offset(module) for module in modules}
+        offset = offsets.pop()
+        if offset is not None and not offsets:
             original: Any = cls
             yield cls, "forward", _hooked_norm(original.forward, offset)
+
+
+def _by_class(model: PreTrainedModel) -> list[tuple[type, list[torch.nn.Module]]]:
+    """Modules by their classes, which are replaced as a whole: all of one must do the same."""
+    found: dict[type, list[torch.nn.Module]] = {}
+    for module in model.modules():
+        found.setdefault(type(module), []).append(module)
+    return sorted(found.items(), key=lambda item: item[0].__name__)
 
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
@@ -106,11 +112,8 @@ def _norm_offset(module: torch.nn.Module) -> float | None:
 
 def layer_norms(model: PreTrainedModel) -> Iterator[Replacement]:
     """The classes of layer norms that a model writes out by hand (DeBERTa's)."""
-    by_class: dict[type, torch.nn.Module] = {}
-    for module in model.modules():
-        by_class.setdefault(type(module), module)
-    for cls, module in sorted(by_class.items(), key=lambda item: item[0].__name__):
-        if _is_layer_norm(module):
+    for cls, modules in _by_class(model):
+        if all(map(_is_layer_norm, modules)):
             yield cls, "forward", _layer_norm
 
 

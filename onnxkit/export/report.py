@@ -77,7 +77,7 @@ class LevelTrial:
             own exporter).
         reason: why it was taken or given up.
         attentions: attention operators in the trace; None for L3 and where the trace failed.
-        attention_calls: calls of attention modules while tracing: what `attentions` must reach.
+        attention_calls: calls of attention modules while tracing; `attentions` is less where some hold none.
     """
 
     part: str = "model"

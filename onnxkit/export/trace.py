@@ -124,7 +124,7 @@ def trace(
     """Trace one part of `model` (from `empty_model` with `IMPLEMENTATION`) and convert it.
 
     Raises:
-        LevelRefused: attention modules that do not speak in the semantic operator.
+        LevelRefused: an attention that the semantic operator does not say.
         Exception: whatever torch raises when the model cannot be traced this way; the caller goes
             on to the next level.
     """

@@ -88,12 +88,7 @@ class Budget:
 
     def check_tokens(self, count: int) -> None:
         """Raise ResourceError unless the keys and values of `count` tokens fit into the free memory."""
-        needed, free = count * self.slot_bytes, _free()
-        if needed > free:
-            raise ResourceError(
-                f"the keys and values of {count} tokens take {_size(needed)}, {_size(free)} are free: "
-                "take a shorter text"
-            )
+        check_text(count * self.slot_bytes, f"the keys and values of {count} tokens")
 
     def check(self, request: Request, new_tokens: int, *, held: int = 0) -> None:
         """Raise ResourceError unless the request, alone, fits into the memory that is free now.
@@ -110,6 +105,13 @@ class Budget:
                 f"{_size(needed)} ({_size(self.slot_bytes)} a token), {_size(free)} are free: lower "
                 f"{option}--max-new-tokens, or shorten the prompt"
             )
+
+
+def check_text(needed: int, what: str) -> None:
+    """Raise ResourceError unless what a text needs, in bytes, fits into the free memory."""
+    free = _free()
+    if needed > free:
+        raise ResourceError(f"{what} take {_size(needed)}, {_size(free)} are free: take a shorter text")
 
 
 def rows_of(request: Request) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # A small model may write spaces for ever where any number of them is allowed.
 _WHITESPACE = r"[ \n\t]{0,16}"
 _LONGEST_MESSAGE = 200
-_LEAST_SLACK, _MOST_SLACK = 8, 64
+_LEAST_SLACK, _FAIR_SLACK = 8, 64
 _GROWTH = 4
 """Tokens by which one more token lengthens the way at most, on average: what opens has a name first."""
 _LOST = 64
@@ -98,7 +98,7 @@ def grammar_constraint(
         raise UsageError(f"{name} is not possible: {_short(first.get_error())}")
     letters = Letters.of(tokenizer)
     shortest = len(way_out(first, letters, _LONGEST_WAY) or ())
-    slack = min(max(_LEAST_SLACK, shortest), _MOST_SLACK)
+    slack = max(_LEAST_SLACK, shortest)
     setting = _Setting(eos=ends, vocabulary=vocabulary, letters=letters, slack=slack)
     return lambda: _Grammar(first.deep_copy(), setting)
 
@@ -111,8 +111,8 @@ class _Setting:
         eos: the end-of-sequence tokens.
         vocabulary: how many tokens there are.
         letters: tokens for the way to the end.
-        slack: tokens that are kept free beside that way: one choice may make it longer, by a required
-            property, say, of about the length of the shortest whole output.
+        slack: tokens that are kept free beside that way: one choice may make it longer, by an item of a list,
+            say, of about the length of the shortest whole output. Of a small budget no more than a third.
     """
 
     eos: list[int]
@@ -129,6 +129,7 @@ class _Grammar:
         self._setting = setting
         self._way: list[int] | None = None  # to the end from here, where it is known
         self._look: int | None = None  # the tokens left at which it is looked at next; None: at once
+        self._budget = 0  # the most tokens that were ever left
 
     @property
     def finished(self) -> bool:
@@ -160,17 +161,18 @@ class _Grammar:
 
     def fork(self) -> _Grammar:
         other = _Grammar(self._matcher.deep_copy(), self._setting)
-        other._way, other._look = self._way, self._look
+        other._way, other._look, other._budget = self._way, self._look, self._budget
         return other
 
     def _hurried(self, left: int) -> list[int]:
         """Return the tokens that keep to the way to the end; empty where there is time, or no way."""
+        self._budget = max(self._budget, left)
         if self._way is None:
             self._way = way_out(self._matcher, self._setting.letters, left)
         if self._way is None:
             self._look = left - 1 - max(0, left - _LOST) // 4
             return []
-        spare = left - len(self._way) - self._setting.slack
+        spare = left - len(self._way) - min(self._setting.slack, max(_FAIR_SLACK, self._budget // 3))
         if spare > 0:
             self._look = left - 1 - spare // (1 + _GROWTH)
             return []

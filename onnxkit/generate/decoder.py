@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxkit.artifact.configuration import attention_heads, turning_length
 from onnxkit.errors import InputError
+from onnxkit.generate.budget import check_text
 from onnxkit.generate.cache import Array, Cache, GrowingCache, SharedCache
 from onnxkit.generate.encoder import Cross
 from onnxkit.generate.huge_pages import HugePages
@@ -82,9 +83,18 @@ class Decoder:
         """Return how many tokens one run adds to a row that holds `held`: fewer where scores get large."""
         return max(1, min(CHUNK, _SCORE_BYTES // (4 * self._heads * (held + CHUNK))))
 
-    def runs_whole(self, total: int) -> bool:
-        """Whether a text of so many tokens is run at once: its rotations depend on how long it is."""
-        return self._turning is not None and total > self._turning
+    def runs_whole(self, total: int, *, logits: int = 1) -> bool:
+        """Whether a text of so many tokens is run at once: its rotations depend on how long it is.
+
+        Raises:
+            ResourceError: its scores, where attention keeps them, or its logits do not fit into memory.
+        """
+        if self._turning is None or total <= self._turning:
+            return False
+        scores = 0 if self.roles.shared else self._heads * total**2
+        needed = 2 * 4 * (scores + logits * self.vocabulary)
+        check_text(needed, f"the scores of {total} tokens, which this model must run at once,")
+        return True
 
     def batch(self, rows: int, *, announced: tuple[int, int], cross: Cross | None = None) -> Batch:
         """Return `rows` empty rows; `announced` is the most rows and slots that will probably be needed."""

@@ -146,7 +146,7 @@ class Engine:
     def score(self, ids: Tokens, *, encoder: Inputs | None = None) -> Logits:
         """Return the log-probabilities, float32 [n-1] in nats, of ids[1:], each given all before it.
 
-        Runs in chunks, so that memory grows with the cache only.
+        Runs in chunks, so that memory grows with the cache only (but see `Decoder.runs_whole`).
 
         Args:
             ids: int64 [n], n >= 2; with an encoder the decoder's ids.
@@ -175,7 +175,7 @@ class Engine:
         first = 0
         while first < len(scores):
             size = min(most, self.decoder.chunk(first))
-            size = len(scores) if self.decoder.runs_whole(len(scores)) else size
+            size = len(scores) if self.decoder.runs_whole(len(scores), logits=len(scores)) else size
             given = ids[first : min(first + size, len(scores))]
             logits = row.append(given, keep=len(given))
             chosen = ids[first + 1 : first + 1 + len(given)]

@@ -91,7 +91,7 @@ def to_half(model: ir.Model, dtype: ir.DataType = _FLOAT16, *, keep: Collection[
     kept = {str(node.name) for node in able} - {str(node.name) for node in chosen}
     return HalfResult(
         converted=len(chosen), kept=tuple(sorted(kept)), unable=unable,
-        turned=tuple(sorted(str(node.name) for node in turned)),
+        turned=tuple(sorted(kept & {str(node.name) for node in turned})),
     )  # fmt: skip
 
 

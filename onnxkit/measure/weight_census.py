@@ -20,11 +20,11 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _FLOAT = frozenset({1, 10, 11, 16, 17, 18, 19, 20, 23})
 _SMALL_INTEGER = frozenset({2, 3, 21, 22, 25, 26})
-# Operators whose bytes hold several codes, and how many bits a code has where they do not say.
 _AS_THEY_ARE = ("Cast", "Slice", "Gather")
 """What stands between scales and their reader: they are stored in half, or for several experts or rows."""
 _STACK = 3
 _PACKED, _DEFAULT_BITS = ("MatMulNBits", "GatherBlockQuantized", "QMoE"), 4
+"""Operators whose bytes hold several codes, and how many bits a code has where they do not say."""
 
 
 @dataclass(kw_only=True)
@@ -162,7 +162,7 @@ def _weight(name: str, scope: _Scope) -> _Weight:
     while waiting:
         value, gathered = waiting.pop()
         for use in scope.uses.get(value, ()):
-            decodes = integer and _decodes(use, scope)
+            decodes = integer and _decodes(use, tensor, scope)
             handed = decodes or (use.node.op_type in PASS_THROUGH and use.slot == 0)
             gathers = not handed and use.slot == 0 and use.node.op_type == "Gather"
             gathers = gathers and (integer or len(tensor.dims) == _STACK)
@@ -184,14 +184,18 @@ def _is_linear(use: _Use) -> bool:
     return slots is not None and slots.linear and use.slot == slots.weight
 
 
-def _decodes(use: _Use, scope: _Scope) -> bool:
-    """Whether a node makes floats of integers with stored numbers: scales, zero points, a table of values."""
+def _decodes(use: _Use, codes: onnx.TensorProto, scope: _Scope) -> bool:
+    """Whether a node makes floats of codes with fewer stored numbers: scales, zero points, a table of values.
+
+    As many are weights, which the integers mask.
+    """
     kind = use.node.op_type
     if kind == "Gather":
         return use.slot == 1 and scope.stored(use.node.input[0]) is not None
     if kind == "Mul" or (kind == "Sub" and use.slot == 0):
+        others = (scope.stored(name) for slot, name in enumerate(use.node.input) if slot != use.slot)
         return any(
-            scope.stored(name) is not None for slot, name in enumerate(use.node.input) if slot != use.slot
+            other is not None and _elements(scope.tensors[other]) < _elements(codes) for other in others
         )
     return False
 

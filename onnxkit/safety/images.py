@@ -55,6 +55,8 @@ def _upright(image: Image) -> Image:
 
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # its parsers raise all kinds on damaged metadata; the pixels are whole
         return image.copy()
 

@@ -67,7 +67,7 @@ class Spectrogram:
     @property
     def seconds(self) -> float:
         """What every recording is cut or padded to."""
-        return self.max_length * self.hop / self.sampling_rate
+        return self.banks.samples(self.max_length) / self.sampling_rate
 
     def length(self, samples: int) -> int:
         """Every recording has as many frames."""

@@ -58,7 +58,7 @@ their configuration.
 Models that attend in blocks (BigBird) are exported with full attention, which PyTorch gives short texts.
 LongRoPE (Phi-3 of 128k) turns by other factors beyond its original length: keys that are cached when a text
 grows over it keep theirs, where transformers computes them anew. Prompts that are longer from the start are
-run at once, and equal.
+run at once, and equal; as there, rows of one batch turn by the longest (`--batch-size 1` keeps them apart).
 """
 
 

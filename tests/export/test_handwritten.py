@@ -129,9 +129,44 @@ def turned_round(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, m
     return torch.matmul(torch.softmax(product(q, k).masked_fill(~may, -1e9) * -1.0, -1), v)
 
 
+def written_through_a_view(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, may: Any
+) -> torch.Tensor:
+    scores = product(q, k)
+    scores[..., 0].add_(3.0)
+    return torch.matmul(torch.softmax(scores * 0.5, -1), v)
+
+
+def keys_of_all_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, may: Any) -> torch.Tensor:
+    return torch.matmul(torch.softmax(product(q, k[:1]), -1), v)
+
+
+def spread_by_a_bias(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, may: Any) -> torch.Tensor:
+    """One head of scores becomes three."""
+    return torch.matmul(torch.softmax(product(q[:, :1], k[:, :1]) + bias.expand(-1, 3, -1, -1), -1), v)
+
+
+def added_truth(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, may: Any) -> torch.Tensor:
+    return torch.matmul(torch.softmax(product(q, k) + may, -1), v)
+
+
+def shrunk(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, may: Any) -> torch.Tensor:
+    """What is filled in is very small, and is not when the softmax reads it."""
+    return torch.matmul(torch.softmax(product(q, k).masked_fill(~may, -1e4) / 1e4, -1), v)
+
+
+def many_letters(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Any, may: Any) -> torch.Tensor:
+    other = torch.einsum("abcd,efgh->ac", [q, k])
+    return torch.matmul(torch.softmax(product(q, k).square(), -1), v) + other.sum()
+
+
 @pytest.mark.parametrize(
-    "hand", [turned_round, squared, read_elsewhere, over_queries, other_sums, slightly_less]
-)
+    "hand",
+    [
+        turned_round, squared, read_elsewhere, over_queries, other_sums, slightly_less,
+        written_through_a_view, keys_of_all_rows, spread_by_a_bias, added_truth, shrunk, many_letters,
+    ],
+)  # fmt: skip
 def test_what_is_none_stays(hand: Hand) -> None:
     program = traced(hand)
     say_attention(program)

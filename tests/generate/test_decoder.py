@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxkit.errors import InputError
+from onnxkit.errors import InputError, ResourceError
 from onnxkit.generate.decoder import Batch, Decoder, as_float32
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.generate import decoder_graphs as graphs
@@ -99,7 +99,6 @@ def test_long_inputs_are_run_in_chunks(decoder: Decoder, monkeypatch: pytest.Mon
     [
         ({"rope_type": "longrope", "original_max_position_embeddings": 39}, 40, [40]),
         ({"rope_type": "longrope", "original_max_position_embeddings": 40}, 40, [20, 20]),
-        ({"rope_type": "dynamic", "factor": 2.0}, 40, [40]),
         ({"rope_type": "llama3", "original_max_position_embeddings": 16}, 40, [20, 20]),
     ],
 )
@@ -108,8 +107,7 @@ def test_texts_whose_length_turns_them_are_run_at_once(
 ) -> None:
     """A chunk does not know how long the whole will be, which LongRoPE's factors follow from."""
     monkeypatch.setattr("onnxkit.generate.decoder.CHUNK", 20)
-    config = {"rope_scaling": rope, "max_position_embeddings": 32}
-    made = Decoder(decoder.session, config)
+    made = Decoder(decoder.session, {"rope_scaling": rope})
     (text,) = random_ids(2, length)
     batch = made.batch(1, announced=(1, length))
     seen = []
@@ -117,6 +115,17 @@ def test_texts_whose_length_turns_them_are_run_at_once(
     monkeypatch.setattr(batch, "_run", lambda ids, keep: seen.append(ids.shape[1]) or run(ids, keep=keep))
     check(batch.extend(text), [text])
     assert seen == runs
+
+
+def test_a_text_that_cannot_be_run_at_once_is_refused_before(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+    made = Decoder(decoder.session, {"rope_scaling": rope})
+    monkeypatch.setattr("onnxkit.generate.budget._free", lambda: 100)
+    assert not made.runs_whole(16)
+    with pytest.raises(ResourceError, match="scores of 40 tokens, which this model must run at once, take"):
+        made.batch(1, announced=(1, 40)).extend(random_ids(2, 40)[0])
 
 
 def test_a_buffer_grows_beyond_what_was_announced() -> None:

@@ -118,7 +118,7 @@ def test_what_is_cut_is_said(tmp_path):
     records = predictor([tone(0.5), tone(1.2)])
     assert len(records) == 2
     assert heard.warnings == [
-        "1 of 2 recordings were longer than the 1 seconds that are read, and were cut there"
+        "1 of 2 recordings were longer than the 1.015 seconds that are read, and were cut there"
     ]
     with pytest.raises(InputError, match="sample 1: 300 samples are too short for a frame of 400"):
         predictor([tone(0.5), tone(0.5)[:300]])
