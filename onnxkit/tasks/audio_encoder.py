@@ -65,6 +65,8 @@ class AudioEncoderTask(Task):
 
     def row(self, samples: Array, where: str, extra: Any = None) -> Encoded:
         """Make a row of float32 [samples] at the model's rate."""
+        if self.extractor.hop == 1 and len(samples) < _least(self.model.config):
+            raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
         try:
             heard, real = self.extractor(samples)
         except InputError as error:
@@ -89,3 +91,15 @@ class AudioEncoderTask(Task):
     def sample_of(self, item: Any) -> Sample:
         """Take a path, an array, a pair (array, rate) or a mapping with `array` as the audio."""
         return audio_sample(item)
+
+
+def _least(config: Mapping[str, Any]) -> int:
+    """Return how many samples the convolutions of a feature encoder make one frame of; 1 where none are
+    known."""
+    kernels, strides = config.get("conv_kernel"), config.get("conv_stride")
+    if not isinstance(kernels, list) or not isinstance(strides, list):
+        return 1
+    least = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=False):
+        least = (least - 1) * int(stride) + int(kernel)
+    return least

@@ -72,6 +72,17 @@ def test_labels_are_judged(tmp_path):
     assert metric is not None and (metric.name, metric.value, metric.count) == ("accuracy", 0.5, 2)
 
 
+def test_too_short_a_recording_is_named(tmp_path):
+    folder = loudness_dir(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"conv_kernel": [10, 3, 2], "conv_stride": [5, 2, 2]}  # a frame of 10 + 5 * (3 + 2 - 1) = 30
+    (folder / "config.json").write_text(json.dumps(config))
+    predictor = Predictor(folder)
+    assert len(predictor([tone(0.5)[:30]])) == 1
+    with pytest.raises(InputError, match="sample 0: 29 samples are too short for a frame of the model"):
+        predictor([tone(0.5)[:29]])
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"num_mel_bins": 40, "max_length": 64}, {"max_length": 50, "do_normalize": False}]
 )
