@@ -39,8 +39,8 @@ Levels, tried in this order; `export` says which one it took and why:
 
 - **L1**: one trace with an operator per attention, mask and rotation, no decompositions.
 - **L2**: the same trace after torch's decompositions.
-- **L3**: transformers' own exporter, for models whose attention neither a hook nor the trace tells. `optimize`
-  then has no attention regions to lower.
+- **L3**: transformers' own exporter, for models whose attention neither a hook nor the trace tells.
+  `optimize` then has no attention regions to lower.
 
 | architecture | class | task | level | regions | lowered by `optimize` | inputs | outputs |
 |---|---|---|---|---|---|---|---|
