@@ -59,8 +59,9 @@ def _hooked_tensor(original: Callable[..., torch.Tensor]) -> Callable[..., torch
 def norms(model: PreTrainedModel) -> Iterator[Replacement]:
     """The classes of the model's root-mean-square norms (arXiv:1910.07467), whatever they are called."""
     for cls, modules in _by_class(model):
-        offsets = {_norm_offset(module) for module in modules}
-        offset = offsets.pop()
+        weighted = [module for module in modules if getattr(module, "weight", None) is not None]
+        offsets = {_norm_offset(module) for module in weighted}
+        offset = offsets.pop() if offsets else None
         if offset is not None and not offsets:
             original: Any = cls
             yield cls, "forward", _hooked_norm(original.forward, offset)
