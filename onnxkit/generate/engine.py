@@ -172,10 +172,10 @@ class Engine:
         row = SingleRow(self.decoder, announced=len(ids), cross=cross)
         most = max(1, _SCORE_BYTES // (4 * self.vocabulary))
         scores = np.empty(len(ids) - 1, np.float32)
+        whole = self.decoder.runs_whole(len(scores), logits=len(scores))
         first = 0
         while first < len(scores):
-            size = min(most, self.decoder.chunk(first))
-            size = len(scores) if self.decoder.runs_whole(len(scores), logits=len(scores)) else size
+            size = len(scores) if whole else min(most, self.decoder.chunk(first))
             given = ids[first : min(first + size, len(scores))]
             logits = row.append(given, keep=len(given))
             chosen = ids[first + 1 : first + 1 + len(given)]
