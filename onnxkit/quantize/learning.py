@@ -23,6 +23,7 @@ from onnxkit.quantize.calibration.cache import (
 )
 from onnxkit.quantize.calibration.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
 from onnxkit.quantize.calibration.data import DataSet
+from onnxkit.quantize.calibration.enough import warn_of_statistics
 from onnxkit.quantize.calibration.prior import prior_statistics
 from onnxkit.quantize.calibration.ranges import calibrate, without_constants
 from onnxkit.quantize.calibration.runs import Graph
@@ -97,8 +98,11 @@ class _Learner:
         if not (self._needs or self._smooths or self._workshop.options.bias_correction):
             return
         started = time.perf_counter()
-        for component in self._workshop.files:
-            self._statistics_of(component)
+        found = [
+            each for component in self._workshop.files for each in self._statistics_of(component).values()
+        ]
+        if not self._workshop.scheme.needs_calibration:  # where ranges tell more
+            warn_of_statistics(found, self._data, self._progress)
         seconds = time.perf_counter() - started
         data = self._data
         facts = Calibration(
@@ -108,7 +112,7 @@ class _Learner:
         for component in self._workshop.files:
             self.cache.facts.setdefault(component, facts)
 
-    def _statistics_of(self, component: str) -> None:
+    def _statistics_of(self, component: str) -> Mapping[str, InputStatistics]:
         workshop, cache = self._workshop, self.cache
         graph, plan = workshop.graph(component), self._plans[component]
         found = cache.channels.get(component)
@@ -128,6 +132,7 @@ class _Learner:
             cache.scaling[component] = _kept(self._scaled(graph, found, plan))
         if done := _done(cache.scaling[component]):
             workshop.smooth(component, done)
+        return found
 
     def _scaled(
         self, graph: FloatGraph, found: Mapping[str, InputStatistics], plan: Plan

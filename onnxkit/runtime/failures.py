@@ -46,7 +46,7 @@ def _registered(match: re.Match[str]) -> str:
 def _kernel(match: re.Match[str]) -> str:
     return (
         f"onnxruntime {library_version()} cannot run {match[1]} on these data types with this "
-        f"provider (node {match[2]!r})"
+        f"provider (node {match[2]!r}): bfloat16, for one, needs a GPU (--ep cuda)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The calibration runs of a static scheme, and what is said about their samples."""
+"""The calibration runs of a static scheme."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from onnxkit.errors import UsageError
 from onnxkit.progress import Progress
 from onnxkit.quantize.activations import Range
 from onnxkit.quantize.calibration.calibrators import CALIBRATORS, DEFAULT_CALIBRATOR
-from onnxkit.quantize.calibration.collect import Collected, collect
+from onnxkit.quantize.calibration.collect import collect
 from onnxkit.quantize.calibration.data import DataSet
+from onnxkit.quantize.calibration.enough import warn_of_ranges
 from onnxkit.quantize.calibration.runs import Graph, runs
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.report import Calibration, KeptLayer
@@ -53,7 +54,7 @@ def calibrate(
     values = _values(targets)
     made = runs(graph, values, data, scratch=scratch, runtime=runtime, progress=progress)
     collected = collect(made, values, CALIBRATORS[calibrator](), total=len(data.samples))
-    _comment(collected, data, progress)
+    warn_of_ranges(collected, data, progress)
     facts = Calibration(
         source=data.source,
         samples=collected.samples,
@@ -87,23 +88,3 @@ def _values(targets: Sequence[Target]) -> list[str]:
             if value is not None:
                 found[str(value.name)] = None
     return list(found)
-
-
-def _comment(collected: Collected, data: DataSet, progress: Progress) -> None:
-    """Warn of samples that say little."""
-    if data.random:
-        progress.warn("calibrated on seeded random data, which says little about real inputs")
-    elif collected.samples > 1 and collected.distinct == 1:
-        progress.warn(f"all {collected.samples} calibration samples are the same: use samples that differ")
-    elif collected.enough is not None:
-        grew = (
-            ""
-            if collected.widening is None
-            else f" (the last half changed the ranges by {collected.widening:.0%})"
-        )
-        samples = (
-            "1 calibration sample is"
-            if collected.samples == 1
-            else f"{collected.samples} calibration samples are"
-        )
-        progress.warn(f"{samples} too few{grew}; about {collected.enough} would do")
