@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 # Largest relative difference that a check accepts, by what the graph computes in.
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp32-O3": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp32-O3": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2}
 
 # Values that are widened to float64 at a time: bounded memory for logits of a large vocabulary.
 _CHUNK_VALUES = 1 << 20

@@ -44,6 +44,11 @@ SHARED = "model.onnx.data"
 """The weights of all graphs, where there are several: what two of them read stands once."""
 
 _CPU = "CPUExecutionProvider"
+_ROUNDING = {
+    "QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QLinearMatMul",
+    "QLinearConv", "QLinearAdd", "QGemm", "QAttention",
+}  # fmt: skip
+"""What takes or makes activations of 8 bits."""
 _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -195,17 +200,20 @@ def _only_reported(model: ModelDir) -> bool:
 
 def _tolerance(model: ir.Model, level: Level) -> str:
     """A graph that computes in half precision already is judged as such; scales that only stand in it say
-    nothing. One whose products round their activations to int8 is no finer.
+    nothing. One whose products round their activations to int8 in blocks is no finer; in one that rounds whole
+    tensors, a sum in another order moves values by a step of their grid.
     """
     values = model.graph.initializers.values()
     dtypes = {each.dtype for each in values if any(use.node.op_type != "Cast" for use in each.uses())}
     found = [name for dtype, name in _HALF.items() if dtype in dtypes]
-    if not found and any(_rounds(node) for node in model.graph):
+    if any(node.op_type in _ROUNDING for node in model.graph):
+        return "int8"
+    if not found and any(_rounds_blocks(node) for node in model.graph):
         return "fp16"
     return found[-1] if found else level.tolerance
 
 
-def _rounds(node: ir.Node) -> bool:
+def _rounds_blocks(node: ir.Node) -> bool:
     level = node.attributes.get("accuracy_level")
     return node.op_type in ("MatMulNBits", "QMoE") and level is not None and level.as_int() == 4
 

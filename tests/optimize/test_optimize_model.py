@@ -337,3 +337,13 @@ def test_cuda_graphs_run_on_the_device(tmp_path):
             directory(tmp_path / f"in{level}"), tmp_path / f"out{level}", ep="cuda", level=level
         )
         assert change.components[0].check.provider == "CUDAExecutionProvider"
+
+
+def test_a_graph_that_rounds_activations_is_judged_by_its_grid(tmp_path):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    source = directory(tmp_path / "in")
+    quantization.quantize_dynamic(source / "model.onnx", tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").replace(source / "model.onnx")
+    change = optimize(source, tmp_path / "out").components[0]
+    assert change.check.tolerance == 5e-2
+    assert change.check.passed
