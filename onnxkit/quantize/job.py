@@ -9,10 +9,10 @@ from onnxkit.artifact import ModelDir
 from onnxkit.measure.made_up import run_all
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import MOST_COMPARED, DataSet, most_to_read, read_data, split
-from onnxkit.quantize.judge import Yardstick, yardstick_of, yardstick_without_data
 from onnxkit.quantize.options import QuantizeOptions, holds_out
 from onnxkit.quantize.schemes import Scheme
 from onnxkit.quantize.workshop import Workshop
+from onnxkit.quantize.yardstick import Yardstick, yardstick_of, yardstick_without_data
 from onnxkit.runtime import RuntimeOptions, open_session
 
 

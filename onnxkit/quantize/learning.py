@@ -27,11 +27,12 @@ from onnxkit.quantize.calibration.enough import warn_of_statistics
 from onnxkit.quantize.calibration.prior import prior_statistics
 from onnxkit.quantize.calibration.ranges import calibrate, without_constants
 from onnxkit.quantize.calibration.runs import Graph
-from onnxkit.quantize.calibration.statistics import InputStatistics, collect_statistics
+from onnxkit.quantize.calibration.statistics import collect_statistics
 from onnxkit.quantize.codes.blocks import ALGORITHMS, awq_scales
 from onnxkit.quantize.codes.layer_error import weight_rows
 from onnxkit.quantize.codes.weights import Floats
 from onnxkit.quantize.formats import BlockFormat, Format, IntegerFormat, Plan
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.options import holds_out
 from onnxkit.quantize.report import Calibration

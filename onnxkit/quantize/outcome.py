@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from onnxkit.quantize.judge import Yardstick
 from onnxkit.quantize.report import Calibration, KeptLayer
 from onnxkit.quantize.search.decide import Decision
+from onnxkit.quantize.yardstick import Yardstick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

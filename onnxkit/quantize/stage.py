@@ -30,7 +30,7 @@ from onnxkit.quantize.formats import BlockFormat, IntegerFormat, Plan
 from onnxkit.quantize.half import HalfName, announce, convert
 from onnxkit.quantize.hardware import is_here
 from onnxkit.quantize.job import Job, Samples, choose_yardstick, read_samples
-from onnxkit.quantize.judge import Pair, Yardstick, generates, judge
+from onnxkit.quantize.judge import Pair, judge
 from onnxkit.quantize.learning import assume, learn
 from onnxkit.quantize.options import QuantizeOptions, checked
 from onnxkit.quantize.outcome import Outcome
@@ -44,6 +44,7 @@ from onnxkit.quantize.search.searching import Searcher, check_limits, gates, lay
 from onnxkit.quantize.search.units import units_of
 from onnxkit.quantize.select import left_out
 from onnxkit.quantize.workshop import SHARED, Workshop
+from onnxkit.quantize.yardstick import Yardstick, generates
 from onnxkit.runtime import open_session
 
 

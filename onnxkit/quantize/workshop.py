@@ -18,11 +18,11 @@ from onnxkit.graph.shared_data import SharedData
 from onnxkit.graph.unpacking import divide
 from onnxkit.quantize.activations import Range
 from onnxkit.quantize.calibration.expose import copy_weights
-from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.codes.codebook import CodeBook
 from onnxkit.quantize.codes.layer_error import decoded, layer_error, weight_rows
 from onnxkit.quantize.formats import Format, IntegerFormat, Plan
 from onnxkit.quantize.hardware import Hardware, hardware_for
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.operators import OPERATORS, Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.planning import Planner, wants_rows

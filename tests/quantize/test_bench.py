@@ -16,7 +16,6 @@ from onnxkit.errors import InputError
 from onnxkit.measure.evaluate import SMALLEST_SLICE, Evaluation, evaluate_slices
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import read_data
-from onnxkit.quantize.judge import yardstick_of, yardstick_without_data
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.quantize.search.bench import Bench, slice_drops
@@ -25,6 +24,7 @@ from onnxkit.quantize.search.journal import journal_beside
 from onnxkit.quantize.search.quality import Gates, Plans, Quality, Trial
 from onnxkit.quantize.search.units import Layer, Unit, units_of
 from onnxkit.quantize.workshop import Workshop
+from onnxkit.quantize.yardstick import yardstick_of, yardstick_without_data
 from onnxkit.runtime import RuntimeOptions, open_session
 from onnxkit.tasks import Metric
 from tests.generating_models import language_model

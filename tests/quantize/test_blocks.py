@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.codes.blocks import ALGORITHMS, BlockCodes, awq_scales
 from onnxkit.quantize.codes.blocks.awq import scaled_statistics
 from onnxkit.quantize.codes.blocks.hessian import trusted, upper_factor
 from onnxkit.quantize.formats import BlockFormat
+from onnxkit.quantize.input_statistics import InputStatistics
 
 Array = np.ndarray[Any, Any]
 DATA_FREE = [name for name, row in ALGORITHMS.items() if row.needs != "hessian"]

@@ -24,7 +24,7 @@ from onnxkit.quantize.calibration.cache import (
     write_cache,
 )
 from onnxkit.quantize.calibration.data import read_data
-from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.report import Calibration
 from tests.quantize.graphs import mlp_dir
 

@@ -4,7 +4,7 @@ import pytest
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.enough import warn_of_statistics
-from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 
 class Heard(Progress):

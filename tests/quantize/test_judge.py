@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxkit.artifact import ModelDir
 from onnxkit.measure.agreement import compare
 from onnxkit.quantize import QuantizeOptions, quantize_model
-from onnxkit.quantize.judge import join_outputs, yardstick_without_data
+from onnxkit.quantize.judge import join_outputs
 from onnxkit.quantize.search.bench import joined_sqnr
+from onnxkit.quantize.yardstick import yardstick_without_data
 from tests.model_dirs import table, text_dir
 from tests.quantize.graphs import random
 

@@ -14,7 +14,7 @@ from onnx import helper
 
 from onnxkit.quantize import QuantizeOptions, quantize_model
 from onnxkit.quantize.calibration.prior import prior_statistics
-from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.rewrite import prepare
 from onnxkit.quantize.smoothing.folding import linear_targets
 from onnxkit.runtime import import_onnxruntime

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.formats import IntegerFormat, LogFormat
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.smoothing.folding import linear_targets
 from onnxkit.quantize.smoothing.smooth import Smoothing, repeat, smooth, smoothing_factors
 from tests.quantize.graphs import mlp, random, session

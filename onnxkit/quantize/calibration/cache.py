@@ -19,7 +19,7 @@ from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, ResourceError
 from onnxkit.quantize.activations import Range
 from onnxkit.quantize.calibration.data import DataSet
-from onnxkit.quantize.calibration.statistics import Floats, InputStatistics
+from onnxkit.quantize.input_statistics import Floats, InputStatistics
 from onnxkit.quantize.report import Calibration
 from onnxkit.safety import read_json
 

@@ -9,7 +9,8 @@ import numpy as np
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.collect import FEWEST, Collected
 from onnxkit.quantize.calibration.data import DataSet
-from onnxkit.quantize.calibration.statistics import SAMPLE, InputStatistics
+from onnxkit.quantize.calibration.statistics import SAMPLE
+from onnxkit.quantize.input_statistics import InputStatistics
 
 RANDOM = "calibrated on seeded random data, which says little about real inputs"
 

@@ -29,7 +29,7 @@ from onnxkit.quantize.calibration.moments import (
     sigmoid,
     unknown,
 )  # fmt: skip
-from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.operators.base import CONTRIB, array, attribute, float_initializer
 from onnxkit.quantize.operators.linear import constant_matrix

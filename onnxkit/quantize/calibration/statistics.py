@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxkit.errors import InputError
 from onnxkit.graph.edit import stored_sizes
@@ -21,10 +20,9 @@ from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.collect import checked
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.runs import Graph, Run, runs
+from onnxkit.quantize.input_statistics import Floats, InputStatistics
 from onnxkit.quantize.operators import Target
 from onnxkit.runtime import RuntimeOptions
-
-Floats = npt.NDArray[np.float32]
 
 BUDGET_BYTES = 1 << 30
 BLOCK_TOKENS = 512
@@ -32,29 +30,6 @@ BLOCK_TOKENS = 512
 
 SAMPLE = 256
 """Tokens that are kept of each value, at least, where there are so many."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InputStatistics:
-    """Of the input x `[tokens, K]` of a layer, over all tokens of the calibration set but padding.
-
-    Attributes:
-        count: tokens; 0 where it is no more than what the graph says (`prior`).
-        absmax: max |x|, float32 [K].
-        mean: float32 [K].
-        mean_square: float32 [K].
-        hessian: mean of x xᵀ, float32 [K, K] (that of the layer's squared error is twice this);
-            None where it was not asked for.
-        sample: some of the tokens, in order and evenly spread, float32 [at most 2 * SAMPLE, K]; None where
-            the statistics are not of the layer itself.
-    """
-
-    count: int
-    absmax: Floats
-    mean: Floats
-    mean_square: Floats
-    hessian: Floats | None = None
-    sample: Floats | None = None
 
 
 def collect_statistics(

@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +22,7 @@ from onnxkit.quantize.codes.rounding import gptq_rounder
 from onnxkit.quantize.codes.weights import Codes, Floats, Rounder
 from onnxkit.quantize.codes.weights import blocks as blocks_of_rows
 from onnxkit.quantize.formats import BlockFormat, IntegerFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,15 +25,12 @@ from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.token_rows import token_rows
 from onnxkit.quantize.report import MetricChange
 from onnxkit.quantize.search.quality import Quality, SliceDrop, points_lost
+from onnxkit.quantize.yardstick import BATCH, Yardstick
 from onnxkit.runtime import RuntimeOptions, Session, open_session
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.judge import Yardstick
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 
-BATCH = 8  # what `run` feeds
 MOST_REMEMBERED = 256 << 20
 """Bytes of the float model's outputs that are kept; what is over is computed anew each time."""
 MOST_KEPT = 1 << 30

@@ -12,7 +12,6 @@ from onnxkit.measure.evaluate import is_labelled
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.formats import Format
-from onnxkit.quantize.judge import Yardstick, generates
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.search.bench import Bench
 from onnxkit.quantize.search.decide import Decision, Tools, decide, decide_mixed
@@ -20,6 +19,7 @@ from onnxkit.quantize.search.journal import Journal, journal_beside, search_key
 from onnxkit.quantize.search.quality import Gates, Plans, Quality, SliceDrop, Trial
 from onnxkit.quantize.search.units import Layer, Unit, units_of
 from onnxkit.quantize.workshop import Workshop
+from onnxkit.quantize.yardstick import Yardstick, generates
 from onnxkit.runtime import RuntimeOptions
 
 _LIMITS = ("max_drop", "min_cosine", "max_kl", "max_worst_slice")

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxkit.quantize.calibration.statistics import InputStatistics
 from onnxkit.quantize.codes.weights import channel_scales, codes
 from onnxkit.quantize.formats import IntegerFormat, Plan
+from onnxkit.quantize.input_statistics import InputStatistics
 from onnxkit.quantize.operators import Target
 from onnxkit.quantize.operators.base import array
 from onnxkit.quantize.smoothing.folding import Group, groups_of, scale_inputs

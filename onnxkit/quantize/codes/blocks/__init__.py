@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from onnxkit.quantize.codes.blocks import awq, gptq, hqq, k_quant, rtn, search
 from onnxkit.quantize.codes.blocks.awq import awq_scales
 from onnxkit.quantize.codes.blocks.codes import BlockCodes, Floats
 from onnxkit.quantize.formats import Algorithm, BlockFormat
+from onnxkit.quantize.input_statistics import InputStatistics
 
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
-
-    Quantize = Callable[[Floats, BlockFormat, InputStatistics | None], BlockCodes]
+Quantize = Callable[[Floats, BlockFormat, InputStatistics | None], BlockCodes]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onnxkit.quantize.codes.blocks import search
 from onnxkit.quantize.codes.blocks.codes import BlockCodes, Floats, checked
 from onnxkit.quantize.formats import BlockFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 _STEPS = 11
 _ROWS = 256  # of each weight, that the search looks at

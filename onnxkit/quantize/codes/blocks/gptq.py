@@ -15,7 +15,6 @@ the Hessian as it was seen 0.139, with `hessian.trusted` 0.099. One core: 50 s (
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,7 @@ from onnxkit.quantize.codes.blocks.codes import BlockCodes, Floats, checked, sto
 from onnxkit.quantize.codes.blocks.hessian import trusted, upper_factor
 from onnxkit.quantize.codes.blocks.search import searched
 from onnxkit.quantize.formats import BlockFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 _SWEEPS = 2
 _PART = 1 << 22  # weights worked on together, in whole rows

@@ -8,8 +8,6 @@ integer; then the scale is fitted in the same way. A symmetric grid has its scal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from onnxkit.quantize.codes.blocks.codes import (
@@ -24,9 +22,7 @@ from onnxkit.quantize.codes.blocks.codes import (
 )
 from onnxkit.quantize.codes.blocks.rtn import spanning
 from onnxkit.quantize.formats import BlockFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 _POWER = np.float32(0.7)
 _BETA, _KAPPA = 10.0, 1.01

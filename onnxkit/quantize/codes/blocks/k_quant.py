@@ -10,8 +10,6 @@ weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from onnxkit.quantize.codes.blocks.codes import (
@@ -27,9 +25,7 @@ from onnxkit.quantize.codes.blocks.codes import (
 from onnxkit.quantize.codes.blocks.rtn import spanning
 from onnxkit.quantize.codes.blocks.search import searched
 from onnxkit.quantize.formats import BlockFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 _STEPS = 20
 _LEAST = np.float32(1e-30)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from onnxkit.quantize.codes.blocks.codes import (
@@ -16,9 +14,7 @@ from onnxkit.quantize.codes.blocks.codes import (
     tiles,
 )
 from onnxkit.quantize.formats import BlockFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 
 def quantize(weight: Floats, fmt: BlockFormat, statistics: InputStatistics | None = None) -> BlockCodes:

@@ -8,8 +8,6 @@ its input channel, which is the diagonal of the Hessian of the layer's output er
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from onnxkit.quantize.codes.blocks.codes import (
@@ -25,9 +23,7 @@ from onnxkit.quantize.codes.blocks.codes import (
 )
 from onnxkit.quantize.codes.blocks.rtn import spanning
 from onnxkit.quantize.formats import BlockFormat
-
-if TYPE_CHECKING:
-    from onnxkit.quantize.calibration.statistics import InputStatistics
+from onnxkit.quantize.input_statistics import InputStatistics
 
 _PARTS = {4: (1.04, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7), 8: (1.0, 0.97, 0.94)}
 """Of the range, that a tried asymmetric grid covers, by bits."""
