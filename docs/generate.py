@@ -32,9 +32,10 @@ Generated from the commands by `make docs`; do not edit.
 
 Every option can be set in the environment, too: the tables name its variable. The command line wins,
 and the manifest's history remembers where each value came from. A switch takes 1 or 0 there, an
-option that may be repeated a list divided by blanks. No option is ever ignored: one that does not
-apply is an error. Data goes to stdout, all else to stderr; [json.md](json.md) describes `--json` and
-the exit codes. Shell completion: `onnxkit --install-completion`.
+option that may be repeated a list divided by blanks. No option is ignored in silence: one that does
+not apply is an error (a `--seed` where nothing is drawn by chance, a warning). Data goes to stdout, all
+else to stderr; [json.md](json.md) describes `--json` and the exit codes. Shell completion: `onnxkit
+--install-completion`.
 
 In what people read, 1 MB is 10^6 bytes.
 """

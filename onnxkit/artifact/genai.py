@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxkit.artifact.configuration import attention_heads, attention_window, text_part
+from onnxkit.artifact.configuration import (
+    attention_heads,
+    attention_window,
+    decoder_positions,
+    positive,
+    text_part,
+)
 from onnxkit.artifact.manifest import Component
 from onnxkit.errors import InputError, UsageError
 from onnxkit.progress import Progress
@@ -27,7 +33,6 @@ SHARED = "shared"
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
-_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
 _DEFAULT_CONTEXT = 2048
 # genai allocates the cache of a shared buffer for this many tokens at once, whatever is asked of it.
 _MAX_LENGTH = 4096
@@ -94,7 +99,7 @@ def _make(directory: Path, graph: Component, shared: bool, cuda: bool) -> None:
     generation = directory / "generation_config.json"
     asked = read_json(generation, trust_remote_code=True) if generation.is_file() else {}
     layers, kv_heads, head_size = _cache_shape(directory / graph.file, graph.inputs)
-    context = next((int(config[name]) for name in _CONTEXT if config.get(name)), _DEFAULT_CONTEXT)
+    context = decoder_positions(config) or positive(config, "seq_length") or _DEFAULT_CONTEXT
     content = {
         "model": {
             **_tokens({**config, **{key: value for key, value in asked.items() if value is not None}}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -16,6 +17,7 @@ from typer.main import get_command
 from onnxkit import __version__
 from onnxkit.cli import (
     boundary,
+    coercion,
     doctor,
     export,
     help,
@@ -81,11 +83,29 @@ def onnxkit(
         print(ctx.get_help(), file=ctx.obj.out)
 
 
+def _open_standard_streams() -> None:
+    """Send streams that the caller closed nowhere, before a file that is opened takes one's number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def _wanted(switch: str, argv: Sequence[str]) -> bool:
+    """Guess whether a switch is given, before anything is parsed."""
+    with contextlib.suppress(ValueError):
+        return f"--{switch}" in argv or coercion.to_bool(os.environ.get(f"ONNXKIT_{switch.upper()}") or "0")
+    return False
+
+
 def _prepare(argv: Sequence[str], console: Console) -> None:
     """Set up the process: libraries that would talk over our output."""
     # The options say it once they are parsed; until then, errors of the parsing need it.
-    console.json = "--json" in argv
-    console.debug = "--debug" in argv
+    console.json = _wanted("json", argv)
+    console.debug = _wanted("debug", argv)
     if not console.debug:
         warnings.simplefilter("ignore")
         logging.lastResort = logging.NullHandler()
@@ -109,6 +129,7 @@ def main() -> NoReturn:
     """Run the command line of this process and exit."""
     if "_ONNXKIT_COMPLETE" in os.environ:  # the shell asks for completions
         get_command(app).main(prog_name="onnxkit", obj=Console())
+    _open_standard_streams()
     console = Console(owns_process=True)
     _prepare(sys.argv[1:], console)
     code = execute(sys.argv[1:], console)

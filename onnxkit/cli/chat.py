@@ -16,7 +16,6 @@ import typer
 
 from onnxkit.cli import figures, generating, interruption
 from onnxkit.cli.console import Console
-from onnxkit.cli.groups import chosen
 from onnxkit.cli.options import reject
 from onnxkit.errors import InputError, OnnxkitError, UsageError, suggestion
 
@@ -46,7 +45,7 @@ def run(ctx: typer.Context, predictor: Predictor, *, jsonl: bool) -> None:
     path: Path | None = ctx.params["messages"]
     before = checked_messages(read_json_value(path), str(path)) if path is not None else []
     dialogue = Dialogue(predictor.generator, before, system=ctx.params["system"])
-    console.note(generating.echo(options, given=chosen(ctx, generating.GIVEN)))
+    generating.announce(ctx, options)
     Session(console, dialogue, jsonl=jsonl).run()
 
 

@@ -150,11 +150,7 @@ def export(
     debug: options.Debug = False,
 ) -> None:
     """Export a Transformers checkpoint to ONNX, checked against PyTorch."""
-    if gguf is not None:
-        options.reject(model_option is not None, "--gguf", "--model names another model")
-        if gguf.is_dir():
-            raise UsageError(f"--gguf {gguf} is a directory: name the file")
-    source, target = _paths(model, out, model_option if gguf is None else str(gguf))
+    source, target = _paths(model, out, model_option, gguf)
     from onnxkit.export import ExportOptions, export_model
 
     chosen: dict[str, Any] = {"exporter": exporter, "dtype": dtype, "layout": layout}  # checked as choices
@@ -185,8 +181,15 @@ def export(
     ctx.obj.result("export", report, show)
 
 
-def _paths(model: str | None, out: Path | None, model_option: str | None) -> tuple[str, Path]:
-    """Return checkpoint and target of `export MODEL OUT` or `export -m MODEL OUT`."""
+def _paths(
+    model: str | None, out: Path | None, model_option: str | None, gguf: Path | None
+) -> tuple[str, Path]:
+    """Return checkpoint and target of `export MODEL OUT`, `-m MODEL OUT` or `--gguf FILE OUT`."""
+    if gguf is not None:
+        options.reject(model_option is not None, "--gguf", "--model names another model")
+        if gguf.is_dir():
+            raise UsageError(f"--gguf {gguf} is a directory: name the file")
+        model_option = str(gguf)
     if model_option is not None:
         if out is not None:
             raise UsageError("the model is given twice: as an argument and with --model or --gguf")

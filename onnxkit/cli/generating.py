@@ -23,6 +23,7 @@ from onnxkit.cli.generation_options import (
 from onnxkit.cli.groups import chosen, reject_given
 from onnxkit.cli.options import reject
 from onnxkit.cli.samples import Request, count, from_command_line
+from onnxkit.cli.settings import named
 
 if TYPE_CHECKING:
     from onnxkit.generate import GenerationStats
@@ -74,7 +75,7 @@ def run(ctx: typer.Context, predictor: Predictor, request: Request, *, jsonl: bo
         _show_scores(console, predictor, samples, request, jsonl=jsonl)
         return
     assert predictor.generator is not None
-    console.note(echo(predictor.generator.options, given=chosen(ctx, GIVEN)))
+    announce(ctx, predictor.generator.options)
     if _streams(ctx, predictor.generator, request, jsonl=jsonl):
         _stream(console, predictor.generator, samples, _meter(ctx, console))
         return
@@ -86,6 +87,17 @@ def run(ctx: typer.Context, predictor: Predictor, request: Request, *, jsonl: bo
     else:
         _print(console, predictor.generator, samples, request, meter, ctx.params["subtitles"], jsonl=jsonl)
     console.note(meter.line())
+
+
+def announce(ctx: typer.Context, options: GenerationOptions) -> None:
+    """Say how tokens are chosen, and where a seed changes nothing about it."""
+    asked = chosen(ctx, GIVEN)
+    ctx.obj.note(echo(options, given=asked))
+    if "seed" in asked and not options.do_sample:
+        ctx.obj.warn(
+            f"{named(ctx, 'seed')} has no effect: no token is drawn by chance without --do-sample, "
+            "--temperature or another option of sampling"
+        )
 
 
 def echo(options: GenerationOptions, *, given: Mapping[str, Any]) -> str:
@@ -258,18 +270,11 @@ def _show_scores(
 
 
 def _read(path: Path, *, json_text: bool) -> str:
-    from onnxkit.errors import InputError
-    from onnxkit.safety import read_json_value, regular_file
+    from onnxkit.safety import read_json_value, read_text
 
     if json_text:
         return json.dumps(read_json_value(path))
-    size = regular_file(path).st_size
-    if size > MAX_GRAMMAR_BYTES:
-        raise InputError(f"{path}: {size} bytes of grammar; at most {MAX_GRAMMAR_BYTES} are read")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
+    return read_text(path, "grammar", max_bytes=MAX_GRAMMAR_BYTES)
 
 
 def _word(value: Any) -> str:

@@ -126,12 +126,7 @@ def profile(
     options.reject(
         inputs is not None and shaped, "--inputs", "it has a shape: leave out --batch, --sequence, --padding"
     )
-    options.reject(overwrite and trace is None, "--overwrite", "only --trace writes a file")
-    options.reject(trace is not None and not operators, "--no-operators", "--trace records each operator")
-    if trace is not None:
-        from onnxkit.artifact import check_file
-
-        check_file(trace, overwrite=overwrite)
+    _check_trace(trace, overwrite=overwrite, operators=operators)
     eps = options.split_list(ep)
     if not eps:
         raise UsageError("--ep: the list is empty (a list is cpu,cuda)")
@@ -160,6 +155,16 @@ def profile(
         progress=ctx.obj,
     )
     ctx.obj.result("profile", report, show, data=True)
+
+
+def _check_trace(trace: Path | None, *, overwrite: bool, operators: bool) -> None:
+    """Refuse a trace that cannot be written or would be empty, and what needs one where there is none."""
+    options.reject(overwrite and trace is None, "--overwrite", "only --trace writes a file")
+    options.reject(trace is not None and not operators, "--no-operators", "--trace records each operator")
+    if trace is not None:
+        from onnxkit.artifact import check_file
+
+        check_file(trace, overwrite=overwrite)
 
 
 def show(console: Console, report: ProfileReport) -> None:

@@ -113,11 +113,15 @@ def _generated(sample: str, record: Record) -> list[Row]:
         (
             "" if rank else sample,
             str(one["text"]).replace("\n", " ⏎ "),
-            str(one.get("new_tokens", "")),
-            str(one.get("finish_reason", "")),
+            str(one["new_tokens"]),
+            str(one["finish_reason"]),
         )
         for rank, one in enumerate(record.get("sequences", [record]))
     ]
+
+
+def _heard(sample: str, record: Record) -> list[Row]:
+    return [(sample, str(record["text"]))]
 
 
 def _anything(sample: str, record: Record) -> list[Row]:
@@ -139,9 +143,10 @@ LAYOUTS: dict[str, Layout] = {
         (_SAMPLE, Column("vectors", number=True), Column("values", number=True)), _many_embedded
     ),
     "segments": Layout((_SAMPLE, Column("seconds", number=True), Column("text", wide=True)), _timed),
-    "text": Layout(
+    "new_tokens": Layout(
         (_SAMPLE, Column("text", wide=True), Column("new tokens", number=True), Column("end")), _generated
     ),
+    "text": Layout((_SAMPLE, Column("text", wide=True)), _heard),
     "score": Layout((_SAMPLE, _SCORE), _scored),
 }
 _FALLBACK = Layout((_SAMPLE, Column("record", wide=True)), _anything)

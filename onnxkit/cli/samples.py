@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,8 @@ class Request:
             raise UsageError(f"{' and '.join(ways)} cannot be used together")
         if (self.question is None) != (self.context is None):
             raise UsageError("--question and --context belong together")
+        if self.file == "":
+            raise UsageError("--file: the path is empty")
         if "-" in self.inputs and len(self.inputs) > 1:
             raise UsageError("- (standard input) cannot be used together with other inputs")
         from_file = self.file is not None or self.inputs == ("-",)
@@ -96,10 +99,14 @@ def from_command_line(request: Request, task: Task) -> Iterator[Mapping[str, Any
     column = task.columns[0]
     if column not in PATHS:
         return iter([{column: text} for text in request.inputs])
+    if "" in request.inputs:
+        raise UsageError(f"INPUT: the path of an {column} is empty")
     folder = next((text for text in request.inputs if Path(text).is_dir()), None)
     if folder is not None:
         raise UsageError(f"{folder} is a directory: --file {folder} runs all that is in it")
-    return iter([{column: Path(text)} for text in request.inputs])
+    from onnxkit.inputs import Located
+
+    return iter([Located({column: Path(text)}, text) for text in request.inputs])
 
 
 def _chat(path: Path) -> Mapping[str, Any]:
@@ -130,5 +137,6 @@ def count(request: Request) -> int | None:
     path = Path(request.file)
     if path.suffix.lower() not in COUNTED or not path.is_file():
         return None
-    with path.open("rb") as stream:
+    with contextlib.suppress(OSError), path.open("rb") as stream:  # who reads it says why it cannot be
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) or None
+    return None

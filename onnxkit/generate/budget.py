@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxkit.artifact.configuration import text_part
+from onnxkit.artifact.configuration import decoder_positions, input_positions, reading_part, text_part
 from onnxkit.errors import InputError, ResourceError, UsageError
 from onnxkit.generate.request import Request
 from onnxkit.machine import memory
 
 DEFAULT_NEW_TOKENS = 256
 
-# Where config.json has the longest sequence that the decoder's positions reach, first match first.
-_LIMIT_KEYS = (
-    "max_target_positions", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
-    "max_sequence_length",
-)  # fmt: skip
-# Their positions are relative or slopes: such a key says what they were trained with, no more.
+# Their positions are relative or slopes: config.json says what they were trained with, no more.
 _UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "bloom", "mpt"})
 # Encoders of waveforms make frames of 20 ms or more: at 8 kHz or more at least so many samples.
 _SAMPLES_A_FRAME = 160
@@ -28,14 +23,12 @@ _SHARE = 0.9
 
 def context_limit(config: Mapping[str, Any]) -> int | None:
     """Return the most tokens of a decoder's sequence by its config.json; None where nothing limits it."""
-    config = text_part(config)
-    if config.get("model_type") in _UNLIMITED:
-        return None
-    for key in _LIMIT_KEYS:
-        value = config.get(key)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    return None if text_part(config).get("model_type") in _UNLIMITED else decoder_positions(config)
+
+
+def encoder_limit(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that an encoder reads by its config.json; None where nothing limits it."""
+    return None if reading_part(config).get("model_type") in _UNLIMITED else input_positions(config)
 
 
 @dataclass(frozen=True, kw_only=True)

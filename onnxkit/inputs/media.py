@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from onnxkit.errors import InputError
 from onnxkit.inputs.lines import Row
@@ -32,10 +33,10 @@ def read_folder(folder: Path, name: str) -> Iterator[Row]:
     are passed over.
 
     Raises:
-        InputError: there is neither image nor audio.
+        InputError: there is neither image nor audio, or a folder cannot be listed.
     """
     empty = True
-    for directory, subfolders, files in os.walk(folder):
+    for directory, subfolders, files in os.walk(folder, onerror=_unlisted):
         subfolders[:] = sorted(entry for entry in subfolders if not entry.startswith("."))
         parent = Path(directory)
         label = {} if parent == folder else {"label": parent.name}
@@ -47,3 +48,7 @@ def read_folder(folder: Path, name: str) -> Iterator[Row]:
                 yield str(Path(name) / path.relative_to(folder)), {column: path, **label}
     if empty:
         raise InputError(f"{name}: no image and no audio in the folder ({', '.join(sorted(MEDIA_SUFFIXES))})")
+
+
+def _unlisted(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from error

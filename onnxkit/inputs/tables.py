@@ -24,10 +24,11 @@ def read_csv(lines: Lines, name: str, delimiter: str = ",") -> Iterator[Row]:
     try:
         header = next(reader, [])
         _check_header(header, name)
+        begin = reader.line_num + 1
         for fields in reader:
+            where, begin = f"{name}:{begin}", reader.line_num + 1
             if not fields:
                 continue
-            where = f"{name}:{reader.line_num}"
             if len(fields) != len(header):
                 raise InputError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
             yield where, dict(zip(header, fields, strict=True))

@@ -270,20 +270,26 @@ def _wanted(spec: TensorSpec, known: Geometry, shape: Shape, samples: int) -> li
             return [shape.batch, shape.sequence, spec.shape[2]]
         return [shape.batch, known.mel_bins or 80, known.frames or _FRAMES]
     if spec.name == "input_values":
-        wave = _WAVE_FIRST + _WAVE_STEP * shape.sequence
         return (
-            [shape.batch, wave]
+            [shape.batch, _samples(known, shape)]
             if rank == 2
             else [shape.batch, known.frames or _FRAMES, known.mel_bins or 128]
         )
-    wave = rank == 2 and spec.dtype.startswith("float") and "mask" not in spec.name
+    heard = rank == 2 and spec.dtype.startswith("float") and "mask" not in spec.name
+    told = known.shortest_wave > 1
+    wave = (_samples(known, shape) if told else _WAVE) if heard else None
     return [_free(axis, size, shape, samples, wave=wave) for axis, size in enumerate(spec.shape)]
 
 
-def _free(axis: int, dim: int | str | None, shape: Shape, samples: int, *, wave: bool) -> int:
+def _samples(known: Geometry, shape: Shape) -> int:
+    return max(_WAVE_FIRST, known.shortest_wave) + _WAVE_STEP * shape.sequence
+
+
+def _free(axis: int, dim: int | str | None, shape: Shape, samples: int, *, wave: int | None) -> int:
     """Guess a free dimension by its name, else by its place: the batch's, else sequence.
 
-    Floats of free number in a row without a second axis are a waveform rather than features of tokens.
+    Floats of free number in a row without a second axis are a waveform of `wave` samples rather than features
+    of tokens.
     """
     name = dim.lower() if isinstance(dim, str) else ""
     if "past" in name:
@@ -291,7 +297,7 @@ def _free(axis: int, dim: int | str | None, shape: Shape, samples: int, *, wave:
     if "batch" in name:
         return shape.batch
     sequence = axis != samples or any(word in name for word in _SEQUENCE_WORDS)
-    return shape.batch if not sequence else _WAVE if wave and axis == 1 else shape.sequence
+    return shape.batch if not sequence else wave if wave and axis == 1 else shape.sequence
 
 
 def _fill(

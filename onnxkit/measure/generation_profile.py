@@ -12,7 +12,7 @@ from typing import Literal
 
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import UsageError
-from onnxkit.generate.budget import context_limit
+from onnxkit.generate.budget import context_limit, encoder_limit
 from onnxkit.measure.cached_cases import is_cached
 from onnxkit.measure.children import Child
 from onnxkit.measure.memory_speed import weights_read
@@ -63,7 +63,8 @@ def workloads(model: ModelDir, options: ProfileOptions) -> tuple[Workload, ...]:
         raise UsageError(f"{model.path}: --padding does not apply: the model generates")
     limit = context_limit(model.config)
     encoder = model.components.get("encoder")
-    prompts = _lengths(model, options.prefill, _PROMPTS, limit, "--prefill")
+    read = limit if encoder is None else encoder_limit(model.config)
+    prompts = _lengths(model, options.prefill, _PROMPTS, read, "--prefill")
     if encoder is not None and not any(spec.name == "input_ids" for spec in encoder.inputs):
         if options.prefill is not None:
             raise UsageError(f"{model.path}: --prefill does not apply: its encoder reads no tokens")

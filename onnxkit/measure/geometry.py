@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxkit.artifact.configuration import attention_heads, positive
+from onnxkit.artifact.configuration import (
+    attention_heads,
+    decoder_positions,
+    input_positions,
+    positive,
+    shortest_waveform,
+)
 
 _SPECIAL_IDS = (
     "pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id",
@@ -32,6 +38,7 @@ class Geometry:
     channels: int = 3
     mel_bins: int | None = None
     frames: int | None = None
+    shortest_wave: int = 1
 
 
 def random_ids(
@@ -48,19 +55,15 @@ def random_ids(
 
 def geometry(config: Mapping[str, Any]) -> Geometry:
     """Read a Transformers config.json; anything missing or odd is simply not known."""
-    # Here, as it loads `tokenizers`, which a process that only times a model does without.
-    from onnxkit.tasks.tokenizer import position_limit
-
     pad = config.get("pad_token_id")
     frames = positive(config, "max_source_positions")
-    slopes = positive(config, "max_seq_len")  # MPT's table of ALiBi
     return Geometry(
         configured="model_type" in config,
         vocab_size=positive(config, "vocab_size"),
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         special_ids=_special_ids(config),
-        positions=position_limit(config) or positive(config, "max_target_positions") or slopes,
-        decoder_positions=positive(config, "max_target_positions") or position_limit(config) or slopes,
+        positions=input_positions(config) or decoder_positions(config),
+        decoder_positions=decoder_positions(config),
         segments=positive(config, "type_vocab_size") or (1 if "model_type" in config else 2),
         heads=attention_heads(config) or 16,
         image_size=_image_size(config),
@@ -68,6 +71,7 @@ def geometry(config: Mapping[str, Any]) -> Geometry:
         mel_bins=positive(config, "num_mel_bins", "feature_size"),
         frames=positive(config, "max_length") if config.get("model_type") == "audio-spectrogram-transformer"
         else 2 * frames if frames else None,
+        shortest_wave=shortest_waveform(config),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from onnxkit import machine
 from onnxkit.artifact import ModelDir
-from onnxkit.errors import UsageError
+from onnxkit.errors import InputError, UsageError
 from onnxkit.measure.cases import (
     Shape,
     batch_axis,
@@ -215,7 +215,10 @@ def _given_shape(specs: Sequence[TensorSpec], inputs: Path) -> Shape:
     for spec in specs:
         array = arrays.get(spec.name)
         if array is not None and array.ndim > 1:
-            batch = max(batch, array.shape[batch_axis(spec, specs)])
+            rows = array.shape[batch_axis(spec, specs)]
+            if rows == 0:
+                raise InputError(f"{inputs}: {spec.name} holds no row: there is nothing to measure")
+            batch = max(batch, rows)
             sequence = array.shape[1] if takes_sequence([spec]) else sequence
     return Shape(batch=batch, sequence=sequence)
 

@@ -36,6 +36,11 @@ _INTEGER_OPS = {
 LOG_VALUES = ("onnxkit.log4.values", "onnxkit.log8.values")
 """Names of the tables that logarithmic codes are decoded by."""
 
+_PRODUCTS = {"MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv"}
+_MOVING = {"Cast", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze"}
+_DECODING = {"Mul", "Sub", "Add", *_MOVING}
+"""What other tools decode integers of weight-only exports by."""
+_CODES = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
 _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -61,6 +66,11 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
                 f"{where} is already quantized (node '{node.name}' is {node.op_type}): "
                 "quantize the float model that it was made from"
             )
+        if any(_stores_codes(value) for value in node.inputs if node.op_type in _PRODUCTS):
+            raise InputError(
+                f"{where} is already quantized (a weight of node '{node.name}' is stored as integers): "
+                "quantize the float model that it was made from"
+            )
     if any(str(name).startswith(LOG_VALUES) for name in model.graph.initializers):
         raise InputError(
             f"{where} is already quantized (its weights are logarithmic codes): "
@@ -73,6 +83,22 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
                 f"{where} is already half precision (weight '{value.name}' is {_HALF[tensor.dtype]}): "
                 "quantize the fp32 model, for instance the output of 'optimize -O3'"
             )
+
+
+def _stores_codes(value: ir.Value | None) -> bool:
+    """Whether a matrix is made of stored integers, by Cast and arithmetic with other stored tensors."""
+    waiting, codes = [value], False
+    while waiting:
+        each = waiting.pop()
+        stored = None if each is None else ir.convenience.get_const_tensor(each)
+        if stored is not None:
+            codes = codes or (stored.dtype in _CODES and len(stored.shape) >= 2)
+            continue
+        maker = None if each is None else each.producer()
+        if maker is None or maker.op_type not in _DECODING:
+            return False
+        waiting.extend(maker.inputs[:1] if maker.op_type in _MOVING else maker.inputs)
+    return codes
 
 
 def select(model: ir.Model, scheme: Scheme, options: QuantizeOptions) -> Selection:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxkit.safety.paths import check_directory, contained, path_kind, regular_file
     from onnxkit.safety.sentencepiece_files import read_sentencepiece
     from onnxkit.safety.text import printable
+    from onnxkit.safety.text_files import read_text
 
 _HOMES = {
     "Module": "modules",
@@ -39,6 +40,7 @@ _HOMES = {
     "read_npy": "arrays",
     "read_npz": "arrays",
     "read_sentencepiece": "sentencepiece_files",
+    "read_text": "text_files",
     "regular_file": "paths",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "read_npy",
     "read_npz",
     "read_sentencepiece",
+    "read_text",
     "regular_file",
 ]
 

@@ -35,6 +35,8 @@ def read_npz(path: Path, *, max_bytes: int = MAX_ARRAY_BYTES) -> dict[str, NDArr
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_members(archive, path, max_bytes)
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except _DAMAGE as error:
         raise InputError(f"{path}: damaged, or no npz file ({error})") from error
 
@@ -53,6 +55,8 @@ def read_npy(path: Path, *, max_bytes: int = MAX_ARRAY_BYTES) -> NDArray[Any]:
             file.seek(0)
             array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
             return array
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except _DAMAGE as error:
         raise InputError(f"{path}: damaged, or no npy file ({error})") from error
 

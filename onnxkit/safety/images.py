@@ -30,8 +30,10 @@ def open_image(path: Path) -> Image:
     """
     from PIL import Image
 
-    regular_file(path, "image")
+    size = regular_file(path, "image").st_size
     shown = printable(str(path), limit=300)
+    if size == 0:
+        raise InputError(f"{shown}: an empty file, no image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked here; remarks on metadata help nobody
@@ -43,6 +45,8 @@ def open_image(path: Path) -> Image:
         raise UnsafeError(f"{shown}: its header declares more than {MAX_IMAGE_PIXELS} pixels") from error
     except MemoryError as error:
         raise InputError(f"{shown}: too large to decode") from error
+    except PermissionError as error:
+        raise InputError(f"{shown}: cannot be read ({error.strerror})") from error
     except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error) as error:
         raise InputError(f"{shown}: truncated, or no image in a known format") from error
     except (AttributeError, ArithmeticError, RuntimeError) as error:  # what its parsers raise on damage

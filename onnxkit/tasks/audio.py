@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,35 @@ import numpy as np
 
 from onnxkit.errors import InputError, OnnxkitError
 from onnxkit.inputs import Sample, place
-from onnxkit.safety import read_audio, read_json
+from onnxkit.safety import printable, read_audio
 from onnxkit.safety.audio import MAX_CHANNELS, mono, resample
+from onnxkit.safety.audio_lengths import promised_share
 from onnxkit.tasks.base import Array, column_of
+from onnxkit.tasks.processor_files import processor_settings, required_settings
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
 
 
-def waveform(sample: Sample, rate: int) -> Array:
+_EXTRACTOR = "feature_extractor"
+_MISSING_S = 0.01
+"""What a header may promise beyond the sound that is there without a word about it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Sound that was read.
+
+    Attributes:
+        samples: float32 [samples], mono.
+        caution: what is wrong with the file, which is read all the same.
+    """
+
+    samples: Array
+    caution: str = ""
+
+
+def recording(sample: Sample, rate: int) -> Recording:
     """Return a sample's `audio` as float32 [samples], mono, at `rate` samples a second.
 
     It is a path, or what Python callers have: an array at `rate`, a pair (array, its rate), or a
@@ -32,11 +53,12 @@ def waveform(sample: Sample, rate: int) -> Array:
     where, value = place(sample), column_of(sample, "audio")
     if isinstance(value, str | Path):
         try:
-            return read_audio(Path(value), rate)
+            samples = read_audio(Path(value), rate)
         except OnnxkitError as error:
             raise error if str(value) in where else type(error)(f"{where}: {error}") from error
+        return Recording(samples, _cut_short(Path(value), len(samples) / rate))
     array, found = _array_and_rate(value, rate, where)
-    return resample(mono(_as_float(array, where)), found, rate)
+    return Recording(resample(mono(_as_float(array, where)), found, rate))
 
 
 def audio_sample(item: Any) -> Sample:
@@ -56,12 +78,7 @@ def read_preprocessor(model: ModelDir, kinds: tuple[str, ...]) -> tuple[dict[str
     Raises:
         InputError: there is none, or it is of another kind.
     """
-    settings, path = _preprocessor(model)
-    if not isinstance(settings, dict):
-        raise InputError(
-            f"{model.path}: preprocessor_config.json is missing; copy it from the checkpoint, or write it "
-            "there with transformers' AutoFeatureExtractor.from_pretrained(MODEL).save_pretrained(DIR)"
-        )
+    settings, path = required_settings(model.path, _EXTRACTOR)
     kind = settings.get("feature_extractor_type", kinds[0])
     if kind not in kinds:
         raise InputError(
@@ -88,19 +105,20 @@ def whole_numbers(settings: Mapping[str, Any], path: Path, names: Iterable[str])
 
 def preprocessor_kind(model: ModelDir) -> str | None:
     """Return the `feature_extractor_type` of a directory, None where it says none."""
-    settings, _ = _preprocessor(model)
-    kind = settings.get("feature_extractor_type") if isinstance(settings, dict) else None
+    settings, _ = processor_settings(model.path, _EXTRACTOR)
+    kind = (settings or {}).get("feature_extractor_type")
     return kind if isinstance(kind, str) else None
 
 
-def _preprocessor(model: ModelDir) -> tuple[Any, Path]:
-    path = model.path / "preprocessor_config.json"
-    if path.is_file():
-        return read_json(path), path
-    processor = model.path / "processor_config.json"
-    if processor.is_file():
-        return read_json(processor).get("feature_extractor"), processor
-    return None, path
+def _cut_short(path: Path, seconds: float) -> str:
+    """Say of how much of its sound a file was robbed, nothing where it is whole."""
+    promised = seconds * promised_share(path)
+    if promised - seconds < _MISSING_S:
+        return ""
+    return (
+        f"{printable(str(path), limit=300)}: cut short: its header promises {promised:.2f} s of sound, "
+        f"{seconds:.2f} s are there and were read"
+    )
 
 
 def _array_and_rate(value: Any, rate: int, where: str) -> tuple[Array, int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import audio_sample, waveform
+from onnxkit.tasks.audio import audio_sample, recording
 from onnxkit.tasks.base import Array, Encoded, Feeds, Task
-from onnxkit.tasks.extractors import EXTRACTORS, Parse, extractor_of, padded_rows
+from onnxkit.tasks.extractors import EXTRACTORS, Parse, extractor_of, features, padded_rows
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -29,7 +29,7 @@ class AudioEncoderTask(Task):
     columns = ("audio",)
     noun = "recordings"
     extractors: ClassVar[Mapping[str, Parse]] = EXTRACTORS
-    outputs = (("logits",),)
+    outputs: tuple[tuple[str, ...], ...] = (("logits",),)
     window = 32
 
     def __init__(self, model: ModelDir) -> None:
@@ -61,16 +61,12 @@ class AudioEncoderTask(Task):
         Raises:
             InputError: a file or an array that holds no sound, or too short a recording; names its place.
         """
-        return self.row(waveform(sample, self.extractor.sampling_rate), place(sample))
+        read = recording(sample, self.extractor.sampling_rate)
+        return dataclasses.replace(self.row(read.samples, place(sample)), caution=read.caution)
 
     def row(self, samples: Array, where: str, extra: Any = None) -> Encoded:
         """Make a row of float32 [samples] at the model's rate."""
-        if self.extractor.hop == 1 and len(samples) < _least(self.model.config):
-            raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
-        try:
-            heard, real = self.extractor(samples)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+        heard, real = features(self.extractor, samples, self.model.config, where)
         seconds = self.extractor.seconds
         return Encoded(
             features={self.extractor.name: heard, "attention_mask": real},
@@ -91,15 +87,3 @@ class AudioEncoderTask(Task):
     def sample_of(self, item: Any) -> Sample:
         """Take a path, an array, a pair (array, rate) or a mapping with `array` as the audio."""
         return audio_sample(item)
-
-
-def _least(config: Mapping[str, Any]) -> int:
-    """Return how many samples the convolutions of a feature encoder make one frame of; 1 where none are
-    known."""
-    kernels, strides = config.get("conv_kernel"), config.get("conv_stride")
-    if not isinstance(kernels, list) or not isinstance(strides, list):
-        return 1
-    least = 1
-    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=False):
-        least = (least - 1) * int(stride) + int(kernel)
-    return least

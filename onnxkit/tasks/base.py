@@ -33,6 +33,7 @@ class Encoded:
         length: what padding goes by (tokens); rows of like length are batched together.
         extra: what `decode` needs beside the outputs.
         truncated: the sample was longer than the model takes, and was cut.
+        caution: what is wrong with the sample, which is read all the same; told once.
         where: the place of the sample, for errors.
     """
 
@@ -40,6 +41,7 @@ class Encoded:
     length: int
     extra: Any = None
     truncated: bool = False
+    caution: str = ""
     where: str = "the sample"
 
 
@@ -72,6 +74,7 @@ class Task(ABC):
         name: transformers' pipeline name.
         columns: the columns that a sample must have.
         outputs: groups of output names; the first name of each group that the model has is fetched.
+        axes: how many the first of those outputs has; None: any number.
         window: how many samples are held in memory to sort them by length.
         batched: whether several rows may share a run.
         keeps_dtypes: whether `decode` takes outputs as the model gives them, not as float32.
@@ -87,6 +90,7 @@ class Task(ABC):
     kind: ClassVar[str] = ""
     columns: tuple[str, ...]
     outputs: tuple[tuple[str, ...], ...]
+    axes: ClassVar[int | None] = None
     window: ClassVar[int] = 1024
     batched: ClassVar[bool] = True
     keeps_dtypes: ClassVar[bool] = False
@@ -97,7 +101,7 @@ class Task(ABC):
     def __init__(self, model: ModelDir) -> None:
         self.model = model
         self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in model.inputs}
-        self.fetched = self._choose_outputs(tuple(spec.name for spec in model.outputs))
+        self.fetched = self._choose_outputs({spec.name: spec for spec in model.outputs})
 
     @property
     def fixed_batch(self) -> int | None:
@@ -149,8 +153,8 @@ class Task(ABC):
             return item
         return {self.columns[0]: item}
 
-    def _choose_outputs(self, available: tuple[str, ...]) -> tuple[str, ...]:
-        chosen = []
+    def _choose_outputs(self, available: Mapping[str, TensorSpec]) -> tuple[str, ...]:
+        chosen: list[str] = []
         for group in self.outputs:
             found = next((name for name in group if name in available), None)
             if found is None:
@@ -159,6 +163,12 @@ class Task(ABC):
                     f"model has {', '.join(available)}; name its own task with --task"
                 )
             chosen.append(found)
+        shape = available[chosen[0]].shape if chosen else ()
+        if shape and self.axes not in (None, len(shape)):  # a shape that nobody told is empty
+            raise InputError(
+                f"{self.model.path}: {self.name} needs {chosen[0]} of {self.axes} axes, but the model's have "
+                f"{len(shape)}; name its own task with --task"
+            )
         return tuple(chosen)
 
     def _check_inputs(self, supplied: Sequence[str]) -> None:

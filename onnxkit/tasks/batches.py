@@ -83,20 +83,29 @@ def feeds(
 
 
 class Truncation:
-    """Counts the samples that were cut, to warn once about all of them."""
+    """Counts the samples that were cut, and those with a caution, to warn once about all of them."""
 
     def __init__(self) -> None:
         self.truncated = 0
         self.total = 0
+        self._cautioned = 0
+        self._caution = ""
 
     def count(self, groups: Iterable[Sequence[Encoded]]) -> None:
         """Take note of the rows of samples, one group a sample."""
         for rows in groups:
             self.total += 1
             self.truncated += any(row.truncated for row in rows)
+            caution = next((row.caution for row in rows if row.caution), "")
+            self._cautioned += bool(caution)
+            self._caution = self._caution or caution
 
     def warn(self, progress: Progress, task: Task) -> None:
-        """Say how many were cut, if any were."""
+        """Say what is wrong with the first that has a caution, and how many were cut, if any."""
+        if self._caution:
+            more = self._cautioned - 1
+            also = f"; so it is with {more:,} more of the {task.noun}" if more else ""
+            progress.warn(f"{self._caution}{also}")
         if self.truncated:
             hint = "" if task.generates or task.limit is None else " (--max-length)"
             progress.warn(

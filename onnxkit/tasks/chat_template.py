@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxkit.errors import InputError
-from onnxkit.safety import printable, read_json, regular_file
+from onnxkit.safety import printable, read_json, read_text
 from onnxkit.tasks.text import well_formed
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _source(folder: Path, settings: Mapping[str, Any]) -> tuple[str, str]:
     """Return the file and the text of the default template: a file of its own before the tokenizer's."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return str(path), _read(path)
+        return str(path), read_text(path, "chat template", max_bytes=MAX_TEMPLATE_BYTES)
     for name, owner in (("tokenizer_config.json", settings), ("chat_template.json", None)):
         value = (owner if owner is not None else _optional(folder / name)).get("chat_template")
         if value:
@@ -154,16 +154,6 @@ def _default(value: Any, path: Path) -> str:
         return str(named["default"])
     names = ", ".join(map(str, named)) or "none"
     raise InputError(f"{path}: chat_template names no default template (there are: {printable(names)})")
-
-
-def _read(path: Path) -> str:
-    size = regular_file(path).st_size
-    if size > MAX_TEMPLATE_BYTES:
-        raise InputError(f"{path}: {size} bytes of chat template; at most {MAX_TEMPLATE_BYTES} are read")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
 def _variables(settings: Mapping[str, Any], setup: TokenizerSetup) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""From logits to labels with scores, and how often they were right: texts and images alike."""
+"""From logits to labels with scores, and how often they were right: texts, images and recordings alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxkit.errors import UsageError
 from onnxkit.inputs import Sample
-from onnxkit.tasks.base import Array, Metric, Record, check_count
+from onnxkit.tasks.base import Array, Encoded, Metric, Record, Task, check_count
 from onnxkit.tasks.labels import Labels, as_number, expected, label_id, labelled
 from onnxkit.tasks.numerics import sigmoid, softmax
 from onnxkit.tasks.statistics import macro_f1, spearman
@@ -17,6 +17,26 @@ from onnxkit.tasks.statistics import macro_f1, spearman
 Activation = Literal["softmax", "sigmoid", "none"]
 
 _THRESHOLD = 0.5
+
+
+class Classification(Task):
+    """What a task that gives a label adds to one that reads its samples: the first of its two base classes.
+
+    Attributes:
+        classifier: what turns logits into labels; set by the task.
+    """
+
+    outputs: tuple[tuple[str, ...], ...] = (("logits",),)
+    axes = 2
+    classifier: Classifier
+
+    def decode(self, outputs: Mapping[str, Array], rows: Sequence[Encoded]) -> list[Record]:
+        """Turn logits [rows, labels] into records."""
+        return self.classifier.records(outputs[self.fetched[0]])
+
+    def metric(self, records: Sequence[Record], samples: Sequence[Sample]) -> Metric | None:
+        """Accuracy; F1 for multi-label; Spearman's rho for a single score."""
+        return self.classifier.metric(records, samples)
 
 
 class Classifier:

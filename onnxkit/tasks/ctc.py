@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from onnxkit.artifact.configuration import positive, waveform_convolutions
 from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import waveform
+from onnxkit.tasks.audio import Recording, recording
 from onnxkit.tasks.audio_encoder import AudioEncoderTask
 from onnxkit.tasks.base import Array, Encoded, Metric, Record
 from onnxkit.tasks.ctc_vocabulary import Word, load_vocabulary
@@ -43,6 +44,7 @@ class Ctc(AudioEncoderTask):
     """
 
     name = "automatic-speech-recognition"
+    axes = 3
     kind = "a CTC model (it spells what it hears: no language tokens, no translation, no generation)"
 
     def __init__(self, model: ModelDir, *, timestamps: bool = False) -> None:
@@ -50,8 +52,8 @@ class Ctc(AudioEncoderTask):
         self._rate = self.extractor.sampling_rate
         self.vocabulary = load_vocabulary(model.path)
         self._timestamps = timestamps
-        self._kernels, self._strides = _convolutions(model, of_samples=self.extractor.hop == 1)
-        self._ratio: int = math.prod(self._strides) * self.extractor.hop
+        self._convolutions = _convolutions(model, of_samples=self.extractor.hop == 1)
+        self._ratio: int = math.prod(stride for _, stride in self._convolutions) * self.extractor.hop
 
     def encode(self, sample: Sample) -> Encoded:
         """Read a recording and make the row of its first chunk."""
@@ -59,7 +61,7 @@ class Ctc(AudioEncoderTask):
 
     def rows(self, samples: Sequence[Sample]) -> list[list[Encoded]]:
         """Read recordings: one row a chunk."""
-        return [list(self._chunks(waveform(one, self._rate), place(one))) for one in samples]
+        return [list(self._chunks(recording(one, self._rate), place(one))) for one in samples]
 
     def decode(self, outputs: Mapping[str, Array], rows: Sequence[Encoded]) -> list[Record]:
         """Turn logits [rows, frames, tokens] into the ids of each row's own frames."""
@@ -79,23 +81,24 @@ class Ctc(AudioEncoderTask):
         """Word error rate of the samples that have a `target`."""
         return transcript_metric(records, samples)
 
-    def _chunks(self, samples: Array, where: str) -> Iterator[Encoded]:
+    def _chunks(self, read: Recording, where: str) -> Iterator[Encoded]:
+        samples = read.samples
         size = self._aligned(_CHUNK_S)
         stride = self._aligned(_STRIDE_S)
         duration = len(samples) / self._rate
         if len(samples) <= size:
-            yield self._row(samples, where, left=0, right=0, duration=duration)
+            row = self._row(samples, where, left=0, right=0, duration=duration)
+            yield dataclasses.replace(row, caution=read.caution)
             return
         for start in range(0, len(samples), size - 2 * stride):
             end = start + size
             left, right = (stride if start else 0), (stride if end < len(samples) else 0)
-            yield self._row(samples[start:end], where, left=left, right=right, duration=duration)
+            row = self._row(samples[start:end], where, left=left, right=right, duration=duration)
+            yield dataclasses.replace(row, caution=read.caution)
             if right == 0:
                 return
 
     def _row(self, samples: Array, where: str, *, left: int, right: int, duration: float) -> Encoded:
-        if self._frames(len(samples)) < 1:
-            raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
         chunk = _Chunk(samples=len(samples), left=left, right=right, duration_s=duration)
         return self.row(samples, where, extra=chunk)
 
@@ -126,27 +129,21 @@ class Ctc(AudioEncoderTask):
     def _frames(self, samples: int) -> int:
         """Return how many frames the model makes of so many samples."""
         samples = self.extractor.length(samples)
-        for kernel, stride in zip(self._kernels, self._strides, strict=True):
+        for kernel, stride in self._convolutions:
             samples = (samples - kernel) // stride + 1
         return samples
 
 
-def _convolutions(model: ModelDir, *, of_samples: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return kernels and strides of the feature encoder, if there is one, and of an adapter behind it."""
+def _convolutions(model: ModelDir, *, of_samples: bool) -> tuple[tuple[int, int], ...]:
+    """Return kernel and stride of the feature encoder's convolutions, if it has some, and of an adapter's."""
     config = model.config
-    try:
-        kernels = tuple(int(one) for one in config["conv_kernel"]) if of_samples else (1,)
-        strides = tuple(int(one) for one in config["conv_stride"]) if of_samples else (1,)
-        if config.get("add_adapter"):
-            layers = int(config.get("num_adapter_layers", 3))
-            kernels, strides = (
-                kernels + (1,) * layers,
-                strides + (int(config.get("adapter_stride", 2)),) * layers,
-            )
-    except (KeyError, TypeError, ValueError) as error:
+    found = waveform_convolutions(config) if of_samples else ()
+    if of_samples and not found:
         raise InputError(
-            f"{model.path}: config.json does not say how many samples make a frame (conv_kernel, conv_stride)"
-        ) from error
-    if not strides or len(kernels) != len(strides) or min(*kernels, *strides) < 1:
-        raise InputError(f"{model.path}: config.json: conv_kernel and conv_stride do not fit each other")
-    return kernels, strides
+            f"{model.path}: config.json does not say how many samples make a frame "
+            "(conv_kernel and conv_stride, lists of one length)"
+        )
+    if config.get("add_adapter"):
+        layers = positive(config, "num_adapter_layers") or 3
+        found += ((1, positive(config, "adapter_stride") or 2),) * layers
+    return found

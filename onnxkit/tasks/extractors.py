@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from onnxkit.artifact.configuration import shortest_waveform
 from onnxkit.errors import InputError
 from onnxkit.tasks.audio import read_preprocessor
 from onnxkit.tasks.base import Array
@@ -105,6 +106,22 @@ WINDOWS: Mapping[str, Parse] = {
     "WhisperFeatureExtractor": WhisperWindow.parse,
 }
 """The same, of rows that all have one length."""
+
+
+def features(
+    extractor: Extractor, samples: Array, config: Mapping[str, Any], where: str
+) -> tuple[Array, Array]:
+    """Return what an extractor makes of float32 [samples]: rows [length, …], and which are real [length].
+
+    Raises:
+        InputError: too few samples for a frame of the model whose config.json it is; begins with `where`.
+    """
+    if extractor.hop == 1 and len(samples) < shortest_waveform(config):
+        raise InputError(f"{where}: {len(samples)} samples are too short for a frame of the model")
+    try:
+        return extractor(samples)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def padded_rows(rows: Sequence[Array], dtype: str, fill: float) -> Array:

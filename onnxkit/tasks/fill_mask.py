@@ -29,6 +29,7 @@ class FillMask(TextTask):
 
     name = "fill-mask"
     outputs = (("logits", "prediction_logits"),)
+    axes = 3
 
     def __init__(self, model: ModelDir, *, max_length: int | None = None, top_k: int = 5) -> None:
         super().__init__(model, max_length=max_length)

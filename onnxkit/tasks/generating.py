@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class GeneratingTask(Task):
     its `extra` is a `Prompt`.
 
     Attributes:
+        encodes: whether its models have an encoder, which reads the sample.
         setup: the tokenizer and its settings.
         generation: generation options that the model's configuration wants for this task, by name.
         stop_ids: tokens that end a sequence beside the model's own.
@@ -76,11 +77,16 @@ class GeneratingTask(Task):
 
     outputs = ()
     generates = True
+    encodes: ClassVar[bool] = True
     generation: Mapping[str, Any]
 
     def __init__(self, model: ModelDir, *, stop: Sequence[str] = (), stop_token: Sequence[str] = ()) -> None:
         # Not Task's: an encoder-decoder has no single graph, and the engine fetches what it needs.
         self.model = model
+        if ("encoder" in model.components) != self.encodes:
+            needs, has = ("needs an", "none") if self.encodes else ("takes no", "one")
+            said = f"{needs} encoder, and the model has {has}"
+            raise InputError(f"{model.path}: {self.name} {said}; name the model's own task with --task")
         self.component = _fed(model)
         self.inputs = {spec.name: spec for spec in self.component.inputs}
         self.fetched = ()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class ImageTask(Task):
     """A task on images: paths, PIL images or uint8 arrays in the column `image`."""
 
+    noun = "images"
     columns = ("image",)
     window = 32
 
@@ -43,7 +44,9 @@ class ImageTask(Task):
         except (OSError, ValueError, SyntaxError) as error:  # what PIL raises while it decodes lazily
             raise InputError(f"{where}: the image cannot be decoded: {error}") from error
         length = pixels.shape[1] * pixels.shape[2]
-        return Encoded(features={"pixel_values": pixels}, length=length, where=where)
+        return Encoded(
+            features={"pixel_values": pixels}, length=length, caution=_clipped(image, where), where=where
+        )
 
     def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Stack images; smaller ones are padded with 0 where the processor pads.
@@ -97,6 +100,16 @@ class ImageTask(Task):
                 f"{self.model.path}: images of {channels} channels; pass raw tensors (.npz) instead"
             )
         return channels
+
+
+def _clipped(image: Image.Image, where: str) -> str:
+    """Say of an image of more than 8 bits that most of it turns white, as it does in transformers."""
+    if not image.mode.startswith(("I", "F")):
+        return ""
+    _, brightest = image.getextrema()
+    if not isinstance(brightest, int | float) or brightest <= 255:
+        return ""
+    return f"{where}: pixels up to {brightest:g} count as 255 where they are above it; convert it to 8 bits"
 
 
 def _dtype(name: str) -> np.dtype[Any]:

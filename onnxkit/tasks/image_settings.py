@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxkit.errors import InputError
-from onnxkit.safety import read_json
+from onnxkit.tasks.processor_files import required_settings
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -108,18 +108,7 @@ def load_settings(model: ModelDir) -> ImageSettings:
     Raises:
         InputError: there is none, or its processor is one that onnxkit does not have.
     """
-    folder = model.path
-    path = folder / "preprocessor_config.json"
-    if path.exists():
-        return parse_settings(read_json(path), path)
-    path = folder / "processor_config.json"
-    inner = read_json(path).get("image_processor") if path.exists() else None
-    if isinstance(inner, dict):
-        return parse_settings(inner, path)
-    raise InputError(
-        f"{folder}: preprocessor_config.json is missing; copy it from the checkpoint, or write it there with "
-        "transformers' AutoImageProcessor.from_pretrained(MODEL).save_pretrained(DIR)"
-    )
+    return parse_settings(*required_settings(model.path, "image_processor"))
 
 
 def parse_settings(config: Mapping[str, Any], path: Path) -> ImageSettings:

@@ -47,6 +47,7 @@ class QuestionAnswering(TextTask):
     name = "question-answering"
     columns = ("question", "context")
     outputs = (("start_logits",), ("end_logits",))
+    axes = 2
     window = 128
 
     def __init__(

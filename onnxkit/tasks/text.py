@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Encoding
 
+from onnxkit.artifact.configuration import position_offset
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
 from onnxkit.tasks.base import Array, Encoded, Feeds, Task, column_of
-from onnxkit.tasks.tokenizer import length_limit, load_tokenizer, position_offset
+from onnxkit.tasks.tokenizer import length_limit, load_tokenizer
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir

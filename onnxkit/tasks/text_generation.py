@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxkit.artifact.configuration import input_positions, position_offset
 from onnxkit.errors import InputError
 from onnxkit.inputs import Sample, place
 from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record
@@ -15,7 +16,6 @@ from onnxkit.tasks.chat_template import ChatTemplate, Message, checked_messages
 from onnxkit.tasks.generating import GeneratingTask, Prompt, ids_array
 from onnxkit.tasks.perplexity import perplexity
 from onnxkit.tasks.text import pad, text_column
-from onnxkit.tasks.tokenizer import position_limit, position_offset
 
 if TYPE_CHECKING:
     from onnxkit.artifact import ModelDir
@@ -34,6 +34,7 @@ class TextGeneration(GeneratingTask):
 
     name = "text-generation"
     columns = ("prompt",)
+    encodes = False
     needs_labels = False
 
     def __init__(
@@ -45,7 +46,7 @@ class TextGeneration(GeneratingTask):
         system: str | None = None,
     ) -> None:
         super().__init__(model, stop=stop, stop_token=stop_token)
-        self.limit = position_limit(model.config)
+        self.limit = input_positions(model.config)
         self._system = system
 
     @cached_property

@@ -46,6 +46,7 @@ class TokenClassification(TextTask):
 
     name = "token-classification"
     outputs = (("logits",),)
+    axes = 3
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from onnxkit.artifact.configuration import input_positions
 from onnxkit.errors import InputError
 from onnxkit.safety import read_json, regular_file
 from onnxkit.tasks.base import Side
@@ -21,31 +22,6 @@ if TYPE_CHECKING:
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _UNLIMITED = 10**20
 """transformers writes 1e30 for "no limit" (its LARGE_INTEGER is 1e20)."""
-
-_POSITIONS_AFTER_PADDING = frozenset(
-    (
-        "altclip_text_model",
-        "bertweet",
-        "camembert",
-        "clap_text_model",
-        "data2vec-text",
-        "esm",
-        "ibert",
-        "layoutlmv3",
-        "lilt",
-        "longformer",
-        "luke",
-        "markuplm",
-        "mpnet",
-        "mra",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    )
-)
-"""Model types that count positions from `padding_idx + 1`, so that a table of 514 holds 512."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +101,7 @@ def length_limit(model: ModelDir, setup: TokenizerSetup, wanted: int | None = No
     Raises:
         InputError: `wanted` is more than the model has positions for.
     """
-    positions = position_limit(model.config)
+    positions = input_positions(model.config)
     if wanted is not None:
         if positions is not None and wanted > positions:
             raise InputError(
@@ -135,25 +111,6 @@ def length_limit(model: ModelDir, setup: TokenizerSetup, wanted: int | None = No
     trained = _optional_json(model.path / "sentence_bert_config.json").get("max_seq_length")
     limits = [setup.model_max_length, positions, trained if isinstance(trained, int) else None]
     return min((limit for limit in limits if limit), default=None)
-
-
-def position_limit(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens the model's table of positions holds; None when config.json has none."""
-    parts = (config.get(name) for name in ("text_config", "encoder"))
-    reader = next((part for part in parts if isinstance(part, Mapping)), config)
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        size = reader.get(key)
-        if isinstance(size, int) and size > 0:
-            return size - max(position_offset(config), position_offset(reader))
-    return None
-
-
-def position_offset(config: Mapping[str, Any]) -> int:
-    """Return the position of a text's first token: `padding_idx + 1` in RoBERTa's family, else 0."""
-    if str(config.get("model_type")) not in _POSITIONS_AFTER_PADDING:
-        return 0
-    padding = config.get("pad_token_id")
-    return (padding if isinstance(padding, int) else 1) + 1
 
 
 def _read_tokenizer(path: Path, settings: Mapping[str, Any]) -> Tokenizer:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import audio_sample, waveform
+from onnxkit.tasks.audio import audio_sample, recording
 from onnxkit.tasks.base import Encoded, Feeds, Metric, Record
-from onnxkit.tasks.extractors import extractor_of, padded_rows
+from onnxkit.tasks.extractors import extractor_of, features, padded_rows
 from onnxkit.tasks.generating import Generated, GeneratingTask, Prompt, ids_array
 from onnxkit.tasks.text2text_generation import decoder_start
 from onnxkit.tasks.word_errors import transcript_metric
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 _LONGEST_S = 64.0
 """Of a waveform: Moonshine's own limit (`assert_audio_size` of its package)."""
-_SHORTEST = {"moonshine": 895}
-"""Samples that a model's convolutions make one frame of."""
 _LANGUAGE = re.compile(r"^<lang:(.+)>$")
 
 
@@ -38,6 +36,7 @@ class Transcription(GeneratingTask):
 
     name = "automatic-speech-recognition"
     kind = "a model that reads a recording whole (no timestamps, no translation)"
+    noun = "recordings"
     columns = ("audio",)
     window = 8
 
@@ -67,15 +66,16 @@ class Transcription(GeneratingTask):
         Raises:
             InputError: no sound, or more or less than the model reads.
         """
-        samples, where = waveform(sample, self.extractor.sampling_rate), place(sample)
-        duration = len(samples) / self.extractor.sampling_rate
-        self._check_length(len(samples), duration, where)
-        rows, real = self.extractor(samples)
-        features = {self.extractor.name: rows, "attention_mask": real}
+        read, where = recording(sample, self.extractor.sampling_rate), place(sample)
+        duration = len(read.samples) / self.extractor.sampling_rate
+        self._check_duration(duration, where)
+        rows, real = features(self.extractor, read.samples, self.model.config, where)
+        made = {self.extractor.name: rows, "attention_mask": real}
         return Encoded(
-            features={name: array for name, array in features.items() if name in self.inputs},
+            features={name: array for name, array in made.items() if name in self.inputs},
             length=len(rows),
             extra=Prompt(ids=ids_array([self._start]), sample=duration),
+            caution=read.caution,
             where=where,
         )
 
@@ -100,7 +100,7 @@ class Transcription(GeneratingTask):
         """Word error rate of the samples that have a `target`."""
         return transcript_metric(records, samples)
 
-    def _check_length(self, samples: int, duration: float, where: str) -> None:
+    def _check_duration(self, duration: float, where: str) -> None:
         positions = self.model.config.get("max_source_positions")
         longest = _LONGEST_S
         if isinstance(positions, int):
@@ -111,9 +111,6 @@ class Transcription(GeneratingTask):
                 f"{where}: {duration:.1f} s are longer than the {longest:g} s that the model reads at once; "
                 "split it"
             )
-        least = _SHORTEST.get(str(self.model.config.get("model_type")), 1)
-        if samples < least or self.extractor.length(samples) < 1:
-            raise InputError(f"{where}: {samples} samples are too short for a frame of the model")
 
     def _language_id(self, language: str) -> int:
         found = (_LANGUAGE.match(token) for token in self.setup.tokenizer.get_vocab())

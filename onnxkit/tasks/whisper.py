@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxkit.errors import InputError, UsageError
 from onnxkit.inputs import Sample, place
-from onnxkit.tasks.audio import audio_sample, preprocessor_kind, read_preprocessor, waveform
+from onnxkit.tasks.audio import audio_sample, preprocessor_kind, read_preprocessor, recording
 from onnxkit.tasks.base import Array, Encoded, Feeds, Metric, Record, Task
 from onnxkit.tasks.ctc import Ctc
 from onnxkit.tasks.detokenizer import TextStream
@@ -79,6 +79,7 @@ class Whisper(GeneratingTask):
     """
 
     name = "automatic-speech-recognition"
+    noun = "recordings"
     columns = ("audio",)
     window = 8
 
@@ -125,20 +126,22 @@ class Whisper(GeneratingTask):
 
     def encode(self, sample: Sample) -> Encoded:
         """Read a recording and make the row of its first window: `input_features` float [mels, frames]."""
-        samples = waveform(sample, self.log_mel.sampling_rate)
+        read = recording(sample, self.log_mel.sampling_rate)
+        samples = read.samples
         long = len(samples) > self.log_mel.samples
         if long and self.tokens.no_timestamps is None:
             raise InputError(
                 f"{place(sample)}: longer than the {self.log_mel.chunk_length} s that a model without "
                 "timestamps reads; split it"
             )
-        recording = _Recording(
+        heard = _Recording(
             features=self.log_mel(samples),
             frames=max(self.log_mel.content_frames(samples), 1),
             duration_s=len(samples) / self.log_mel.sampling_rate,
             timed=long or self._timestamps,
         )
-        return self._row(_Window(recording=recording, language=self._language), place(sample))
+        row = self._row(_Window(recording=heard, language=self._language), place(sample))
+        return dataclasses.replace(row, caution=read.caution)
 
     def collate(self, rows: Sequence[Encoded]) -> Feeds:
         """Stack windows: they are of one length."""

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from onnxkit.artifact.configuration import attention_heads, positive, text_part
+from onnxkit.artifact.configuration import (
+    attention_heads,
+    decoder_positions,
+    input_positions,
+    positive,
+    shortest_waveform,
+    text_part,
+    waveform_convolutions,
+)
 from onnxkit.artifact.genai import GENAI_NAME
 from onnxkit.generate.decoder import Decoder
 from onnxkit.measure.geometry import geometry
@@ -52,3 +60,41 @@ def test_the_text_part_keeps_what_only_the_whole_says() -> None:
     config = {"pad_token_id": 1, "vocab_size": 9, "decoder": None, "text_config": {"vocab_size": 7}}
     assert text_part(config) == {**config, "vocab_size": 7}
     assert text_part({"decoder": "gpt2"}) == {"decoder": "gpt2"}
+
+
+ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "read", "written"),
+    [
+        (ROBERTA, 512, 512),
+        ({"model_type": "bert", "max_position_embeddings": 64}, 64, 64),
+        ({"encoder": ROBERTA, "decoder": {"model_type": "gpt2", "n_positions": 32}}, 512, 32),
+        ({"encoder": {"image_size": 8}, "decoder": ROBERTA}, None, 512),
+        ({"max_source_positions": 1500, "max_target_positions": 448}, None, 448),
+        ({"text_config": {"max_position_embeddings": 77}, "max_position_embeddings": 9}, 77, 77),
+        ({"max_position_embeddings": "many"}, None, None),
+    ],
+)
+def test_what_positions_reach(config: dict[str, Any], read: int | None, written: int | None) -> None:
+    assert (input_positions(config), decoder_positions(config)) == (read, written)
+    known = geometry(config)
+    assert (known.positions, known.decoder_positions) == (read or written, written)
+
+
+@pytest.mark.parametrize(
+    ("config", "least"),
+    [
+        ({"conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}, 400),
+        ({"model_type": "moonshine"}, 895),
+        ({"conv_kernel": [10, 3], "conv_stride": [5]}, 1),
+        ({"conv_kernel": [10, 0], "conv_stride": [5, 2]}, 1),
+        ({}, 1),
+    ],
+)
+def test_samples_of_a_frame(config: dict[str, Any], least: int) -> None:
+    samples = least
+    for kernel, stride in waveform_convolutions(config):
+        samples = (samples - kernel) // stride + 1
+    assert (shortest_waveform(config), samples) == (least, 1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onnxkit.cli.app import execute
+from onnxkit.cli.app import _wanted, execute
 from onnxkit.cli.console import Console
 
 
@@ -208,6 +210,17 @@ def test_a_variable_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch
     assert "ONNXKIT_LEVEL" in err.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("value", "asked"), [("1", True), ("yes", True), ("0", False), ("", False), ("?", False)]
+)
+def test_the_environment_may_ask_for_json_before_anything_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, value: str, asked: bool
+) -> None:
+    monkeypatch.setenv("ONNXKIT_JSON", value)
+    assert _wanted("json", ["run", "model"]) == asked
+    assert _wanted("json", ["run", "model", "--json"])
+
+
 def test_json_and_text_after_the_double_dash_are_no_options() -> None:
     out = io.StringIO()
     console = Console(out=out, err=io.StringIO())
@@ -216,3 +229,12 @@ def test_json_and_text_after_the_double_dash_are_no_options() -> None:
     assert out.getvalue() == ""
     assert execute(["run", "missing", "text", "--json"], console) == 3
     assert json.loads(out.getvalue())["error"]["code"] == 3
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_closed_lead_nowhere(closed: str) -> None:
+    for words, code in (("inspect /nowhere --json", 3), ("--version", 0)):
+        line = f"'{sys.executable}' -m onnxkit {words} {closed}"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+        assert (done.stdout == "") == (">&-" in closed.split())

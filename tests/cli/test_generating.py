@@ -102,6 +102,18 @@ def test_several_sequences_are_numbered(model: Path) -> None:
     assert Ran(model, "ab", "--num-beams", "3", "--json").records[0]["score"] < 0
 
 
+@pytest.mark.parametrize(
+    ("options", "draws"),
+    [([], False), (["--num-beams", "2"], False), (["--temperature", "0"], False), (["--do-sample"], True),
+     (["--temperature", "0.5"], True), (["--num-return-sequences", "2"], True)],
+)  # fmt: skip
+def test_a_seed_without_draws_is_warned_of(model: Path, options: list[str], draws: bool) -> None:
+    ran = Ran(model, "w1", "--seed", "1", "--max-new-tokens", "2", "--json", *options)
+    warnings = json.loads(ran.out)["warnings"]
+    assert [text.partition(":")[0] for text in warnings] == ([] if draws else ["--seed has no effect"])
+    assert "--seed" not in Ran(model, "w1", "--max-new-tokens", "2", *options).err
+
+
 def test_stops_cut_the_text(model: Path) -> None:
     whole = text_after("hello", 8)
     stopped = Ran(model, "hello", "--stop", whole[3:5], "--json").records[0]

@@ -48,6 +48,8 @@ def shown(record: dict[str, Any], sample: str = "the sample") -> list[str]:
         ({"embedding": [3.0, -4.0]}, ["the sample 2 5.000 +3.000 -4.000 …"]),
         ({"embeddings": [[1.0, 2.0, 3.0]] * 5}, ["the sample 5 3"]),
         ({"score": -0.25}, ["the sample -0.2500"]),
+        ({"text": "what was heard", "duration_s": 1.5}, ["the sample what was heard"]),
+        ({"text": "an\nanswer", "finish_reason": "stop", "new_tokens": 2}, ["the sample an ⏎ answer 2 stop"]),
         ({"new": 1}, ['the sample {"new": 1}']),
     ],
 )

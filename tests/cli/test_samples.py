@@ -8,6 +8,7 @@ import pytest
 
 from onnxkit.cli.samples import Request, count, from_command_line
 from onnxkit.errors import InputError, UsageError
+from onnxkit.inputs import Located
 
 
 def task(*columns: str) -> Any:
@@ -18,7 +19,7 @@ def task(*columns: str) -> Any:
     ("request_", "columns", "samples"),
     [
         (Request(inputs=("a", "b")), ("text",), [{"text": "a"}, {"text": "b"}]),
-        (Request(inputs=("x.png",)), ("image",), [{"image": Path("x.png")}]),
+        (Request(inputs=("x.png",)), ("image",), [Located({"image": Path("x.png")}, "x.png")]),
         (Request(pair=("a", "b")), ("text",), [{"text": "a", "text_pair": "b"}]),
         (
             Request(question="q", context="c"),
@@ -39,6 +40,7 @@ def test_each_way_fills_the_columns_of_the_task(
     [
         Request(),
         Request(inputs=("a",), file="f"),
+        Request(file=""),
         Request(question="q"),
         Request(context="c"),
         Request(inputs=("-", "a")),
@@ -59,6 +61,7 @@ def test_none_several_or_half_a_way_is_refused(request_: Request) -> None:
         (Request(pair=("a", "b")), ("image",)),
         (Request(question="q", context="c"), ("text",)),
         (Request(file="x.txt", format="cvs"), ("text",)),
+        (Request(inputs=("a.png", "")), ("image",)),
     ],
 )
 def test_a_way_that_is_not_the_tasks_is_refused(request_: Request, columns: tuple[str, ...]) -> None:

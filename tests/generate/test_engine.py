@@ -12,7 +12,7 @@ import pytest
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, ResourceError, UsageError
 from onnxkit.generate import Completion, Engine, Request
-from onnxkit.generate.budget import Budget, context_limit
+from onnxkit.generate.budget import Budget, context_limit, encoder_limit
 from onnxkit.generate.decoder import Decoder
 from onnxkit.generate.encoder import Encoder
 from onnxkit.generate.groups import Move
@@ -475,6 +475,12 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     )
 
 
+TWO_TABLES = {
+    "encoder": {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1},
+    "decoder": {"model_type": "roberta", "max_position_embeddings": 32, "pad_token_id": 1},
+}
+
+
 @pytest.mark.parametrize(
     ("config", "limit"),
     [
@@ -484,11 +490,19 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         ({"model_type": "t5", "n_positions": 512}, None),
         ({"model_type": "gemma3", "text_config": {"max_position_embeddings": 8}}, 8),
         ({"model_type": "bloom", "seq_length": 2048}, None),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "encoder-decoder", **TWO_TABLES}, 30),
         ({}, None),
     ],
 )
 def test_the_context_by_config(config: dict[str, Any], limit: int | None) -> None:
     assert context_limit(config) == limit
+
+
+def test_an_encoder_reads_what_its_own_positions_reach() -> None:
+    assert encoder_limit({"model_type": "encoder-decoder", **TWO_TABLES}) == 512
+    assert encoder_limit({"model_type": "bart", "max_position_embeddings": 1024}) == 1024
+    assert encoder_limit({"model_type": "t5", "n_positions": 512}) is None
 
 
 def test_unknown_speculation() -> None:

@@ -50,7 +50,7 @@ def test_csv_knows_quotes_and_line_breaks_inside_them(tmp_path):
     path = write(tmp_path / "a.csv", 'text,label\n"a, ""b""\nc",x\nd,y\n')
     samples = list(read_samples(path))
     assert plain(samples) == [{"text": 'a, "b"\nc', "label": "x"}, {"text": "d", "label": "y"}]
-    assert samples[1].where == f"{path}:4"
+    assert [sample.where for sample in samples] == [f"{path}:2", f"{path}:4"]
 
 
 def test_tsv(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxkit.artifact.configuration import shortest_waveform
 from onnxkit.errors import InputError
 from onnxkit.measure.cases import (
     Shape,
@@ -62,6 +63,19 @@ def test_text_cases_cover_what_breaks_graphs() -> None:
 
 def floats(name: str, *shape: int | str | None) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+@pytest.mark.parametrize("name", ["input_values", "input", "speech"])
+def test_a_waveform_is_as_long_as_a_frame_whatever_its_name(name: str) -> None:
+    """Convolutions of a config.json make their first frame of 2,047 samples, wav2vec2's of 400."""
+    kernels, strides = [127, 7, 3, 3], [64, 8, 2, 2]
+    least = shortest_waveform({"conv_kernel": kernels, "conv_stride": strides})
+    frames = least
+    for kernel, stride in zip(kernels, strides, strict=True):
+        frames = (frames - kernel) // stride + 1
+    assert frames == 1
+    found = cases({"conv_kernel": kernels, "conv_stride": strides}, floats(name, BATCH, "samples"))
+    assert all(feeds[name].shape[1] >= least for feeds in found.values())
 
 
 def test_a_recurrent_state_has_its_batch_second() -> None:

@@ -34,7 +34,7 @@ def dynamic(path: Path) -> None:
 def static(path: Path) -> None:
     """NNCF's and `quantize_static`'s form: pairs around activations, int8 weights with a scale a channel."""
     model = mlp()
-    _dequantized(model, lambda name, weight: _per_channel(model, name, weight))
+    _dequantized(model, lambda name, weight: [_per_channel(model, name, weight)])
     for node in [node for node in model.graph.node if node.op_type == "MatMul"]:
         value = node.input[0]
         _add(model, "a.scale", np.array(0.2, np.float32))
@@ -54,7 +54,7 @@ def blockwise(path: Path) -> None:
     """ModelOpt's int4 form: blocks of INT4 along the depth, DequantizeLinear of opset 21."""
     model = mlp()
     model.opset_import[0].version = 21
-    _dequantized(model, lambda name, weight: _int4(model, name, weight, 16))
+    _dequantized(model, lambda name, weight: [_int4(model, name, weight, 16)])
     onnx.save(model, path)
 
 
@@ -64,6 +64,21 @@ def nbits(path: Path) -> None:
     worker = quantizer.MatMulNBitsQuantizer(mlp(), block_size=32, is_symmetric=False, accuracy_level=4)
     worker.process()
     onnx.save(worker.model.model, path)
+
+
+def by_hand(path: Path) -> None:
+    """Weight-only exports before DequantizeLinear had axes: codes, Cast, Mul with the scales."""
+    model = mlp()
+    _dequantized(model, lambda name, weight: _cast_and_scaled(model, name, weight))
+    onnx.save(model, path)
+
+
+def _cast_and_scaled(model: onnx.ModelProto, name: str, weight: np.ndarray) -> list[onnx.NodeProto]:
+    scale = np.abs(weight).max(axis=0) / 127
+    _add(model, f"{name}.q", np.round(weight / scale).astype(np.int8))
+    _add(model, f"{name}.scale", scale.astype(np.float32))
+    cast = helper.make_node("Cast", [f"{name}.q"], [f"{name}.cast"], to=TensorProto.FLOAT)
+    return [cast, helper.make_node("Mul", [f"{name}.scale", f"{name}.cast"], [f"{name}.dq"])]
 
 
 def _per_channel(model: onnx.ModelProto, name: str, weight: np.ndarray) -> onnx.NodeProto:
@@ -88,12 +103,13 @@ def _int4(model: onnx.ModelProto, name: str, weight: np.ndarray, size: int) -> o
     return helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], axis=0, block_size=size)
 
 
-def _dequantized(model: onnx.ModelProto, made: Callable[[str, np.ndarray], onnx.NodeProto]) -> None:
+def _dequantized(model: onnx.ModelProto, made: Callable[[str, np.ndarray], list[onnx.NodeProto]]) -> None:
     """Replace the weights of the two products."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in [node for node in model.graph.node if node.op_type == "MatMul"]:
         name = node.input[1]
-        model.graph.node.insert(0, made(name, numpy_helper.to_array(tensors[name])))
+        for new in reversed(made(name, numpy_helper.to_array(tensors[name]))):
+            model.graph.node.insert(0, new)
         model.graph.initializer.remove(tensors[name])
         node.input[1] = f"{name}.dq"
 
@@ -107,7 +123,7 @@ def _add(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
 PER_CHANNEL = 8 + (32 * 64 + 32 * 32) / (2 * 32 * 64)
 FORMS = {
     dynamic: (8, None), static: (8, PER_CHANNEL + 8 * (64 + 32) / (2 * 32 * 64)), blockwise: (4, 4 + 32 / 16),
-    nbits: (4, 4 + 32 / 32 + (64 + 32) * 8 / (2 * 32 * 64)),
+    nbits: (4, 4 + 32 / 32 + (64 + 32) * 8 / (2 * 32 * 64)), by_hand: (8, PER_CHANNEL),
 }  # fmt: skip
 
 

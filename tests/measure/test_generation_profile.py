@@ -71,6 +71,18 @@ def test_an_encoder_counts_as_part_of_the_first_token(tmp_path: Path) -> None:
     assert [(row.phase, row.tokens) for row in model.measurements] == [("prefill", 4), ("decode", 1)]
 
 
+def test_prompts_of_an_encoder_go_by_its_own_positions(tmp_path: Path) -> None:
+    """RoBERTa's count from the padding id + 1: a table of 66 holds 64 tokens."""
+    folder = save(tmp_path / "both", encoder_model=encoder(), decoder_model=decoder(cross=True))
+    table = {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}
+    config = {"model_type": "encoder-decoder", "encoder": table, "decoder": {**table, "n_positions": 9}}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = workloads(ModelDir.open(folder), ProfileOptions())
+    assert [(each.phase, each.tokens) for each in found] == [("prefill", 64), ("decode", 32)]
+    with pytest.raises(UsageError, match="--prefill 65: 1 to 64"):
+        workloads(ModelDir.open(folder), ProfileOptions(prefill=(65,)))
+
+
 def test_lengths_that_the_context_cannot_hold_are_refused(growing: Path) -> None:
     _limit(growing, 64)
     model = ModelDir.open(growing)

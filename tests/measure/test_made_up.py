@@ -89,6 +89,9 @@ def test_profile_takes_inputs(picky: Path, fitting: Path) -> None:
     (row,) = report.models[0].measurements
     assert row.batch == 6 and row.sequence is None
     assert {each.op for each in row.operators} == {"MatMul"}
+    np.savez(fitting, x=np.ones((0, WIDTH), np.float32))
+    with pytest.raises(InputError, match=r"real\.npz: x holds no row"):
+        profile_model([picky], ProfileOptions(runs=2, warmup=0, inputs=fitting))
 
 
 def test_quantize_measures_on_eval_where_made_up_inputs_do_not_fit(

@@ -82,6 +82,12 @@ def test_what_is_no_image(tmp_path: Path, data: bytes) -> None:
         open_image(tmp_path / "x.png")
 
 
+def test_an_empty_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "x.png").touch()
+    with pytest.raises(InputError, match=r"x\.png: an empty file, no image"):
+        open_image(tmp_path / "x.png")
+
+
 def test_eps_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "EPS")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,32 @@ def test_what_is_cut_is_said(tmp_path):
     ]
     with pytest.raises(InputError, match="sample 1: 300 samples are too short for a frame of 400"):
         predictor([tone(0.5), tone(0.5)[:300]])
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", "NONE"))
+        file.writeframes((samples * 32_767).astype("<i2").tobytes())
+
+
+def test_recordings_that_came_cut_are_read_and_said(tmp_path):
+    folder, heard = loudness_dir(tmp_path / "model"), Heard()
+    paths = [tmp_path / f"{name}.wav" for name in ("whole", "first", "second")]
+    for path in paths:
+        write_wav(path, tone(2.0))
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[: 44 + 2 * 12_000])
+    whole, first, second = Predictor(folder, progress=heard)(paths)
+    assert heard.warnings == [
+        f"{paths[1]}: cut short: its header promises 2.00 s of sound, 0.75 s are there and were read; "
+        "so it is with 1 more of the recordings"
+    ]
+    assert first["scores"] == second["scores"] != whole["scores"]
+    again = Heard()
+    assert Predictor(folder, progress=again)(paths[2:]) == [{**second, "index": 0}]
+    assert again.warnings == [
+        f"{paths[2]}: cut short: its header promises 2.00 s of sound, 0.75 s are there and were read"
+    ]
 
 
 CHECKPOINTS = {

@@ -83,7 +83,7 @@ def test_what_ctc_does_not_have(tmp_path):
         Predictor(folder)([np.zeros(399, np.float32)])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "conv_kernel": [400, 2]}))
-    with pytest.raises(InputError, match="do not fit each other"):
+    with pytest.raises(InputError, match="conv_stride, lists of one length"):
         Predictor(folder)
     (folder / "config.json").write_text('{"architectures": ["Wav2Vec2ForCTC"]}')
     with pytest.raises(InputError, match="does not say how many samples make a frame"):

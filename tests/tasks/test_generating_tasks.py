@@ -259,6 +259,14 @@ def test_a_decoder_without_a_start(tmp_path: Path) -> None:
         task_for(model, task="text2text-generation")
 
 
+def test_a_task_for_graphs_of_another_kind(tmp_path: Path) -> None:
+    folder = write(tmp_path, byte_fallback(), {"bos_token": "<s>"})
+    with pytest.raises(InputError, match="translation needs an encoder, and the model has none"):
+        task_for(decoder_dir(folder), task="translation")
+    with pytest.raises(InputError, match="text-generation takes no encoder, and the model has one"):
+        task_for(encoder_decoder_dir(folder), task="text-generation")
+
+
 def test_scored_targets(tmp_path: Path) -> None:
     task = numbers(tmp_path, "text2text-generation")
     row = task.score_row({"text": "translate English to German: one", "target": "eins"})

@@ -16,6 +16,7 @@ from onnxkit.inputs import read_samples
 from onnxkit.tasks import feeds, task_for
 from onnxkit.tasks.image_processor import ImageProcessor, as_image, center_crop, output_size
 from onnxkit.tasks.image_settings import DEFAULTS, parse_settings
+from tests.heard import Heard
 from tests.model_dirs import image_dir, save_graph
 
 
@@ -92,6 +93,18 @@ def test_a_bad_image_names_its_line(tmp_path):
 def test_what_is_no_image(tmp_path, sample, message):
     with pytest.raises(InputError, match=message):
         Predictor(image_dir(tmp_path))([sample])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize(("scale", "told"), [(257, True), (1, False)])
+def test_more_than_eight_bits_are_said(tmp_path, dtype, scale, told):
+    pixels = (np.arange(24).reshape(4, 6) * 11 * scale).astype(dtype)
+    image, heard = Image.fromarray(pixels), Heard()
+    Predictor(image_dir(tmp_path), progress=heard)([red(), image])
+    text = (
+        f"sample 1: pixels up to {23 * 11 * scale} count as 255 where they are above it; convert it to 8 bits"
+    )
+    assert heard.warnings == ([text] if told else [])
 
 
 def test_settings_missing_or_unknown(tmp_path):
