@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from onnxkit.cli import figures
 from onnxkit.errors import UsageError, suggestion
+from onnxkit.machine import usable_cores
 
 if TYPE_CHECKING:
     from onnxkit.runtime import GraphOptimization as Optimization
@@ -51,6 +53,17 @@ def option(
         show_envvar=False,
         **settings,
     )
+
+
+def _warn_of_waiting(ctx: typer.Context, threads: int | None) -> int | None:
+    """Warn of threads that would wait for one another: each spins while it does."""
+    cores = usable_cores()
+    if threads is not None and threads > cores.count:
+        ctx.obj.warn(
+            f"--threads {threads}: the process may use {figures.plural(cores.count, 'core')} "
+            f"({cores.source}); more threads than that wait for one another"
+        )
+    return threads
 
 
 def _one_of(choices: Sequence[str], name: str) -> Callable[[str | None], str | None]:
@@ -167,7 +180,7 @@ EpOption = Annotated[
 Threads = Annotated[
     int | None,
     option(
-        "--threads", metavar="N", panel=RUNTIME, min=1,
+        "--threads", metavar="N", panel=RUNTIME, min=1, callback=_warn_of_waiting,
         help="Threads; without it the cores that the process may really use.",
     ),
 ]  # fmt: skip

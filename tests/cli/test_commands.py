@@ -14,6 +14,7 @@ import pytest
 
 from onnxkit.cli.app import _wanted, execute
 from onnxkit.cli.console import Console
+from onnxkit.machine import Cores
 
 
 @dataclasses.dataclass
@@ -23,6 +24,7 @@ class Call:
     args: tuple[Any, ...] = ()
     progress: Any = None
     invocation: Any = None
+    said: str = ""
 
 
 def call(monkeypatch: pytest.MonkeyPatch, stage: str, words: list[str]) -> Call:
@@ -39,7 +41,8 @@ def call(monkeypatch: pytest.MonkeyPatch, stage: str, words: list[str]) -> Call:
     monkeypatch.setattr(importlib.import_module(package), function, stop)
     err = io.StringIO()
     code = execute(words, Console(out=io.StringIO(), err=err))
-    assert code == 130, err.getvalue()
+    made.said = err.getvalue()
+    assert code == 130, made.said
     return made
 
 
@@ -238,3 +241,14 @@ def test_streams_that_the_caller_closed_lead_nowhere(closed: str) -> None:
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False)
         assert (done.stdout == "") == (">&-" in closed.split())
+
+
+@pytest.mark.parametrize(("threads", "warned"), [("2", False), ("3", True)])
+def test_more_threads_than_cores_are_said(
+    threads: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = Cores(count=2, source="cgroup quota")
+    monkeypatch.setattr("onnxkit.cli.options.usable_cores", lambda: cores)
+    words = ["optimize", "in", "out", "--threads", threads]
+    made = call(monkeypatch, "onnxkit.optimize.optimize_model", words)
+    assert ("may use 2 cores (cgroup quota)" in made.said) == warned
