@@ -45,8 +45,8 @@ SHARED = "model.onnx.data"
 
 _CPU = "CPUExecutionProvider"
 _ROUNDING = {
-    "QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QLinearMatMul",
-    "QLinearConv", "QLinearAdd", "QGemm", "QAttention",
+    "QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
+    "QLinearMatMul", "QLinearConv", "QLinearAdd", "QGemm", "QAttention",
 }  # fmt: skip
 """What takes or makes activations of 8 bits."""
 _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -200,8 +200,8 @@ def _only_reported(model: ModelDir) -> bool:
 
 def _tolerance(model: ir.Model, level: Level) -> str:
     """A graph that computes in half precision already is judged as such; scales that only stand in it say
-    nothing. One whose products round their activations to int8 in blocks is no finer; in one that rounds whole
-    tensors, a sum in another order moves values by a step of their grid.
+    nothing. One whose products round their activations to int8 in blocks is no finer; in one that rounds
+    whole tensors, a sum in another order moves values by a step of their grid.
     """
     values = model.graph.initializers.values()
     dtypes = {each.dtype for each in values if any(use.node.op_type != "Cast" for use in each.uses())}
