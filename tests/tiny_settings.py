@@ -48,6 +48,10 @@ PYRAMID = {
     "image_size": 64, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
     "num_attention_heads": [1, 2, 2, 4],
 }  # fmt: skip
+HIERA = {
+    "image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8],
+    "masked_unit_size": [8, 8], "num_query_pool": 2,
+}  # fmt: skip
 CVT = {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}
 LEVIT = {
     "image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1],
@@ -81,6 +85,10 @@ DEEPSEEK = {
     **TEXT, **ENDS, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
     "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 16, "n_shared_experts": 1,
+}  # fmt: skip
+GLM_MOE = {
+    **LLM, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1,
 }  # fmt: skip
 GEMMA4 = {
     **LLM, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -122,6 +130,15 @@ BERT2BERT = {
         "add_cross_attention": True,
     },
     "decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 3,
+}  # fmt: skip
+T5GEMMA = {
+    "encoder": {**LLM, "hidden_size": 48},
+    "decoder": {**LLM, "num_hidden_layers": 2, "cross_attention_hidden_size": 48}, "vocab_size": 128,
+}  # fmt: skip
+XLS_R = {**BERT2BERT, "encoder": {"model_type": "wav2vec2", **WAV2VEC2, "hidden_size": 48}}
+WAV2VEC2_BERT = {
+    **SIZE, "vocab_size": 128, "feature_projection_input_dim": 20, "pad_token_id": 0,
+    "conv_depthwise_kernel_size": 7, "left_max_position_embeddings": 8, "right_max_position_embeddings": 4,
 }  # fmt: skip
 FLAUBERT = {
     "vocab_size": 128, "emb_dim": 32, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64,

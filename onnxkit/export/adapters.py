@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from onnxkit.export import disentangled
+from onnxkit.export.attention import HookRefused, attention, narrowed
 from onnxkit.export.cache import claim
-from onnxkit.export.hooks import HookRefused, attention, narrowed
 from onnxkit.export.operators import OPS
 from onnxkit.export.probes import Replacement
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from onnxkit.errors import OnnxkitError, ResourceError
 from onnxkit.export.phases import Phases
 from onnxkit.export.report import LevelName, LevelTrial
-from onnxkit.safety import printable
 
 if TYPE_CHECKING:
     from onnxkit.export.checking import Checker
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 SHARED_DATA = "model.onnx.data"
 """Weights of a model of several graphs."""
-
-_REASON = 300
 
 
 class Attempts:
@@ -46,7 +43,7 @@ class Attempts:
         refused = False
         for level in levels:
             if refused and level == "L2":
-                continue  # decompositions bring no hook to a model that computes its attention by hand
+                continue  # decompositions say nothing that the hooks cannot
             mark = self._shared.mark() if self._shared is not None else 0
             candidate, refusal = self._attempt(part, level)
             if candidate is not None:
@@ -59,6 +56,7 @@ class Attempts:
     def _attempt(self, part: Part, level: LevelName) -> tuple[Candidate | None, bool]:
         """The level's graph, written and checked, or None; and whether hooks are of no use here."""
         from onnxkit.export.levels import LevelRefused, write_graph
+        from onnxkit.export.reference import RandomModel
 
         candidate = None
         try:
@@ -68,7 +66,7 @@ class Attempts:
             reason = self._judge(candidate)
         except OnnxkitError as error:
             # Before there is a graph the checkpoint is at fault, afterwards (ONNX Runtime refuses) the level.
-            if candidate is None or isinstance(error, ResourceError):
+            if candidate is None or isinstance(error, (ResourceError, RandomModel)):
                 raise
             self._give_up(part, level, error)
             return None, False
@@ -86,8 +84,10 @@ class Attempts:
         return (candidate if accepted else None), False
 
     def _give_up(self, part: Part, level: LevelName, error: Exception) -> None:
-        reason = _first_line(error)
-        self.trials.append(LevelTrial(part=part.name, level=level, accepted=False, reason=reason))
+        from onnxkit.export.refusals import reason
+
+        said = reason(error)
+        self.trials.append(LevelTrial(part=part.name, level=level, accepted=False, reason=said))
 
     def _judge(self, candidate: Candidate) -> str:
         """Check the written graph, and say how it went; `checks` holds the figures."""
@@ -123,14 +123,3 @@ def _shared_data(shop: Workshop, staging: Path) -> SharedData | None:
     from onnxkit.graph.shared_data import SharedData
 
     return SharedData(staging / SHARED_DATA) if len(shop.plan.parts) > 1 else None
-
-
-def _first_line(error: BaseException) -> str:
-    """The innermost cause, in one short line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kind = type(error).__name__
-    plain = kind in ("LevelRefused", "HookRefused", "NeedsDecomposition") or isinstance(error, OnnxkitError)
-    said = (lines[0] if plain else f"{kind}: {lines[0]}") if lines else kind
-    return printable(said, limit=_REASON)

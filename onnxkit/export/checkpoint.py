@@ -98,6 +98,12 @@ class Checkpoint:
         """
         return read_packing(self.settings, str(self.weights_path / "config.json"))
 
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that config.json names."""
+        named = self.settings.get("architectures")
+        return tuple(map(str, named)) if isinstance(named, list) else ()
+
     def load_arguments(self) -> dict[str, Any]:
         """Keyword arguments for every `from_pretrained`: nothing connects, nothing is guessed."""
         arguments = {"local_files_only": True, "trust_remote_code": self.access.trust_remote_code}
@@ -125,6 +131,7 @@ class Checkpoint:
         """
         from transformers import AutoConfig
 
+        self._check_model_type()
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(self.weights_path, **self.model_arguments())
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -134,6 +141,21 @@ class Checkpoint:
         if self.packing is not None:  # decoded here: transformers would ask for a package for it
             del config.quantization_config
         return config
+
+    def _check_model_type(self) -> None:
+        """Say it in our words where transformers would not know the model; GGUF has names of its own."""
+        import transformers
+
+        kind, file = self.settings.get("model_type"), self.weights_path / "config.json"
+        if self.gguf is not None or self.access.trust_remote_code:
+            return
+        if kind is None:
+            raise InputError(f"{file} has no model_type: it does not say which model this is")
+        if kind not in transformers.CONFIG_MAPPING:
+            raise InputError(
+                f"{file}: transformers {transformers.__version__} does not know the model type {kind}; "
+                "a newer version may"
+            )
 
     def digest(self) -> str:
         """The commit, or for what is local one digest of config and weights, the adapter's with them."""

@@ -10,10 +10,12 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from onnxkit.errors import InputError
+from onnxkit.export.attention import HookRefused
 from onnxkit.export.cache import GraphCache
-from onnxkit.export.hooks import HookRefused, hooked, moved
+from onnxkit.export.hooks import moved, run_either_way
 from onnxkit.export.operators import OPS
 from onnxkit.export.parts import Part
+from onnxkit.export.refusals import not_run
 from onnxkit.export.signature import (
     BATCH,
     KEPT_LOGITS,
@@ -110,24 +112,24 @@ def _cache_sizes(model: PreTrainedModel) -> list[list[tuple[int, int]]]:
     others = sorted(set(getattr(model.config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     if others:
         raise InputError(_other_states(model, f"layers of {', '.join(others)}"))
-    sample = torch.ones(1, 2, dtype=torch.int64, device="meta")
-    cache = DynamicCache()
-    anywhere: Any = moved(model, "meta")
     try:
-        with torch.no_grad(), hooked(model):
-            anywhere(input_ids=sample, attention_mask=sample, past_key_values=cache, use_cache=True)
-        cached: list[Any] = list(cache.layers)
-        layers = [(layer.keys, layer.values) for layer in cached]
+        layers = run_either_way(model, lambda: _kept(moved(model, "meta")))
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise InputError(_other_states(model)) from error
-    except (RuntimeError, HookRefused) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{type(model).__name__} cannot be run without weights to see what it keeps: {reason}"
-        ) from error
+    except (RuntimeError, AssertionError, HookRefused) as error:
+        raise InputError(not_run(model, error)) from error
     if not layers or not all(isinstance(tensor, torch.Tensor) for layer in layers for tensor in layer):
         raise InputError(_other_states(model))
     return [[(int(tensor.shape[1]), int(tensor.shape[3])) for tensor in layer] for layer in layers]
+
+
+def _kept(model: Any) -> list[tuple[Any, Any]]:
+    """Keys and values of every layer after two tokens, on meta; None where a layer keeps none."""
+    sample = torch.ones(1, 2, dtype=torch.int64, device="meta")
+    cache = DynamicCache()
+    model(input_ids=sample, attention_mask=sample, past_key_values=cache, use_cache=True)
+    layers: list[Any] = list(cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _other_states(model: PreTrainedModel, what: str = "") -> str:
@@ -136,4 +138,7 @@ def _other_states(model: PreTrainedModel, what: str = "") -> str:
         said = "takes no past keys and values"
     else:
         said += f" ({what or 'a recurrent or convolutional layer'})"
-    return f"{type(model).__name__} {said}: onnxkit exports decoders with an attention cache only"
+    return (
+        f"{type(model).__name__} {said}: onnxkit exports decoders with an attention cache only "
+        "(--task feature-extraction may still export its hidden states)"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from onnxkit.export.hooks import HookRefused
+from onnxkit.export.attention import HookRefused
 from onnxkit.export.operators import OPS
 
 

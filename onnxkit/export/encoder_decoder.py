@@ -8,6 +8,7 @@ are inputs of the decoder, which then needs neither the encoder's output nor a b
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.modeling_outputs import BaseModelOutput
 
 from onnxkit.errors import InputError
+from onnxkit.export.attention import HookRefused
 from onnxkit.export.cache import GraphCache, GraphLayer
 from onnxkit.export.decoder import LOGITS, KeptLogits
-from onnxkit.export.hooks import hooked, moved
+from onnxkit.export.hooks import moved, run_either_way
 from onnxkit.export.parts import Part, encoder_of
+from onnxkit.export.refusals import not_run
 from onnxkit.export.signature import (
     BATCH,
     ENCODER_LENGTH,
@@ -40,7 +43,9 @@ STATES = "last_hidden_state"
 _MASK = "attention_mask"
 _SEGMENTS = "token_type_ids"
 _HALVES = ("key", "value")
+_NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _ENCODER_STATES = "encoder_hidden_states"
+_PROJECTION = "enc_to_dec_proj"
 _SHORTEN = "_get_feature_vector_attention_mask"
 """Method of models whose encoder shortens its input: (length, mask of the input) → mask of the output."""
 _STATES_NAMES = ("key_value_states", "encoder_hidden_states")
@@ -101,7 +106,7 @@ def encoder_decoder_parts(
     first = Part(
         name="decoder",
         file="decoder_model.onnx",
-        signature=_first_signature(found, masked, _width(model)),
+        signature=_first_signature(found, masked, _encoded_width(model)),
         run=_FirstStep(len(found.sizes)),
         entry=_decoder_of,
     )
@@ -128,7 +133,7 @@ def run_decoder(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> d
     cache = _Caches(own, cross)
     key = cross[0][0]
     # Only the shape of the encoder's output is read: its keys and values are there.
-    states = key.new_zeros(key.shape[0], key.shape[2], _width(model))
+    states = key.new_zeros(key.shape[0], key.shape[2], _encoded_width(model))
     called: Any = model
     with KeptLogits(model, inputs.get(KEPT_LOGITS)), _encoded(model, states, inputs) as encoded:
         output = called(
@@ -227,7 +232,8 @@ class _Encoder:
             own = getattr(output, _MASK, None)
             own = getattr(encoder, _SHORTEN)(states.shape[1], inputs[_MASK]) if own is None else own
             mask = {ENCODER_MASK: own.to(torch.int64)}
-        projected = [tensor for module in self._cross for tensor in _projected(model, *module, states)]
+        fitting = getattr(model, _PROJECTION, lambda states: states)(states)
+        projected = [tensor for module in self._cross for tensor in _projected(model, *module, fitting)]
         names = _names(len(self._cross), "encoder", PRESENT)
         return {STATES: states, **mask, **dict(zip(names, projected, strict=True))}
 
@@ -250,10 +256,13 @@ def _projected(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that the cross-attention module at `path` makes of the encoder's output."""
     module: Any = model.get_submodule(path)
-    queries = states.new_zeros(states.shape[0], 1, _width(model))
+    queries = states.new_zeros(states.shape[0], 1, _width(_decoder_of(model)))
     caches = EncoderDecoderCache(_Stop(), _Stop())
+    required = [name for name, given in list(inspect.signature(module.forward).parameters.items())[1:]
+                if given.default is inspect.Parameter.empty and given.kind is _NAMED]  # fmt: skip
+    named = {**dict.fromkeys(required), "past_key_values": caches, parameter: states}
     try:  # not `module(…)`: torch's exporter counts on modules that return
-        module.forward(queries, past_key_values=caches, **{parameter: states})
+        module.forward(queries, **named)
     except _Projected as made:
         return made.pair
     raise InputError(_no_cross_cache(model))
@@ -318,38 +327,75 @@ def _decoder_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _width(model: PreTrainedModel) -> int:
+    """Features of a token."""
     embeddings: Any = model.get_input_embeddings()
     return int(embeddings.embedding_dim)
 
 
+def _encoded_width(model: PreTrainedModel) -> int:
+    """Features of a token of the encoder's output, which some models project to the decoder's."""
+    projection = getattr(model, _PROJECTION, None)
+    return _width(model) if projection is None else int(projection.in_features)
+
+
 def _look(model: PreTrainedModel, inputs: Sequence[GraphInput]) -> _Decoder:
-    """Run the model once on meta and see which modules attend to the encoder's output, and what is kept."""
+    """Run the model on meta and see which modules attend to the encoder's output, and what is kept."""
+    moved(model, "meta")
+    try:
+        found = run_either_way(model, lambda: _seen(model, inputs))
+    except (AttributeError, TypeError, LookupError) as error:
+        raise InputError(_no_cross_cache(model)) from error
+    except (ValueError, RuntimeError, AssertionError, HookRefused) as error:
+        raise InputError(not_run(model, error)) from error
+    if not found.cross or len({len(found.cross), len(found.sizes), len(found.cross_sizes)}) != 1:
+        raise InputError(_no_cross_cache(model))
+    return found
+
+
+def _seen(model: PreTrainedModel, inputs: Sequence[GraphInput]) -> _Decoder:
+    """What two first tokens of the decoder tell."""
     sample = Signature(inputs=tuple(inputs), outputs=()).sample()
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     ids = torch.ones(1, 2, dtype=torch.int64, device="meta")
-    anywhere: Any = moved(model, "meta")
+    anywhere: Any = model
     encoder: Any = encoder_of(model)
-    try:
-        with torch.no_grad(), hooked(model), _cross_attention(model) as cross:
-            states = encoder(**{name: _as(value, model) for name, value in sample.items()})
-            first = _Encoded(last_hidden_state=states.last_hidden_state[:1])
-            anywhere(
-                encoder_outputs=first, decoder_input_ids=ids, decoder_attention_mask=ids,
-                past_key_values=cache, use_cache=True,
-            )  # fmt: skip
-        sizes = [_sizes(each) for each in (cache.self_attention_cache, cache.cross_attention_cache)]
-    except (AttributeError, TypeError, LookupError) as error:
-        raise InputError(_no_cross_cache(model)) from error
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise InputError(
-            f"{type(model).__name__} cannot be run without weights to see what it keeps: {reason}"
-        ) from error
-    if not cross or len({len(cross), *map(len, sizes)}) != 1:
-        raise InputError(_no_cross_cache(model))
+    with _cross_attention(model) as cross:
+        states = encoder(**{name: _as(value, model) for name, value in sample.items()})
+        first = _Encoded(last_hidden_state=states.last_hidden_state[:1])
+        anywhere(
+            encoder_outputs=first, decoder_input_ids=ids, decoder_attention_mask=ids,
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+    _check_chunks(model, first, cache)
     free = any(set(each.dynamic().values()) - {BATCH} for each in inputs)
-    length = None if free else int(states.last_hidden_state.shape[1])
-    return _Decoder(cross=tuple(cross), sizes=sizes[0], cross_sizes=sizes[1], encoder_length=length)
+    return _Decoder(
+        cross=tuple(cross),
+        sizes=_sizes(cache.self_attention_cache),
+        cross_sizes=_sizes(cache.cross_attention_cache),
+        encoder_length=None if free else int(states.last_hidden_state.shape[1]),
+    )
+
+
+def _check_chunks(model: PreTrainedModel, encoded: _Encoded, cache: EncoderDecoderCache) -> None:
+    """Go on by two tokens over a cache of two, on meta.
+
+    Raises:
+        InputError: the decoder asserts that it gets one. What else goes wrong a trace will say.
+    """
+    ids, mask = (torch.ones(1, length, dtype=torch.int64, device="meta") for length in (2, 4))
+    anywhere: Any = model
+    try:
+        anywhere(
+            encoder_outputs=encoded, decoder_input_ids=ids, decoder_attention_mask=mask,
+            past_key_values=copy.deepcopy(cache), use_cache=True,
+        )  # fmt: skip
+    except AssertionError as error:
+        raise InputError(
+            f"{type(model).__name__} goes on by one token at a time over its cache: onnxkit exports decoders "
+            "that also take several"
+        ) from error
+    except Exception:
+        return
 
 
 @contextlib.contextmanager
@@ -372,6 +418,8 @@ def _cross_attention(model: PreTrainedModel) -> Iterator[list[tuple[str, str]]]:
     finally:
         for handle in handles:
             handle.remove()
+        outer = [each for each in found if any(path.startswith(f"{each[0]}.") for path, _ in found)]
+        found[:] = [each for each in found if each not in outer]  # T5Gemma's layers, which hand it on
 
 
 def _as(value: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
@@ -389,5 +437,6 @@ def _sizes(cache: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
 def _no_cross_cache(model: PreTrainedModel) -> str:
     return (
         f"{type(model).__name__} does not keep the keys and values of its cross-attention in transformers' "
-        "EncoderDecoderCache: onnxkit cannot export it for generation"
+        "EncoderDecoderCache: onnxkit cannot export it for generation (--task feature-extraction exports its "
+        "encoder, where a graph can say that)"
     )

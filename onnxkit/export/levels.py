@@ -60,6 +60,8 @@ _CONVERTIBLE = 25
 """onnxscript's newest target; what exports consist of has not changed since."""
 
 _HEAD_PREFIX = "head."
+_CONSTANT = "lifted_tensor_"
+"""How torch calls a tensor that a model makes of Python numbers while it runs."""
 _NAMED = 8
 
 
@@ -158,6 +160,8 @@ class Workshop:
         if isinstance(part.run, torch.nn.Module):
             head = LoadedWeights(part.run)
             attach(graph.graph, head, buffers={}, ties={}, prefix=_HEAD_PREFIX, keep_prefix=True)
+        if any(_CONSTANT in name for name in missing):
+            raise LevelRefused("the model makes a constant in mid-run, and a trace does not have its values")
         if missing:
             raise InputError(missing_weights(self.plan, missing))
 

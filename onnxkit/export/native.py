@@ -1,4 +1,4 @@
-"""Level L3: transformers' own exporter, for models that compute their attention by hand."""
+"""Level L3: transformers' own exporter, for models that our trace does not serve."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from onnxkit.artifact import normalize_task, task_of_architecture
-from onnxkit.errors import InputError, UsageError
+from onnxkit.errors import EnvironmentProblem, InputError, UsageError
 from onnxkit.export.adapter import merge_adapter
 from onnxkit.export.checkpoint import Checkpoint
 from onnxkit.export.heads import Head, LastEnd, PickOutputs, sentence_head
@@ -39,6 +40,11 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(GENERATING, ("logits",)),
 }
 """Task → the graph's outputs. `pooler_output` is left out where the model has none; a cache is added."""
+
+_BUILD_ERRORS = (
+    ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError, AssertionError,
+)  # fmt: skip
+"""What models raise over a configuration that does not fit them."""
 
 _POOLER = (".pooler.", ".head.")
 """Where the weights behind a vision model's `pooler_output` stand."""
@@ -81,7 +87,7 @@ def choose_task(checkpoint: Checkpoint, asked: str) -> str:
         return task
     if any(module.kind == "Pooling" for module in checkpoint.modules):
         return "sentence-similarity"
-    names = [str(name) for name in checkpoint.settings.get("architectures") or ()]
+    names = checkpoint.architectures
     found = next((task for task in map(task_of_architecture, names) if task), None)
     if found in OUTPUTS:
         return str(found)
@@ -126,6 +132,7 @@ def make_plan(
 
     Raises:
         UsageError, InputError: as `choose_task`; a model that the task does not fit.
+        EnvironmentProblem: the model needs a package that is not there.
     """
     task = choose_task(checkpoint, asked)
     config = checkpoint.config()
@@ -133,16 +140,22 @@ def make_plan(
     build, load = _factories(cls, checkpoint)
     try:
         model = build_empty(build, config)
-    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except ImportError as error:
+        raise EnvironmentProblem(f"{checkpoint.source}: {_first_line(error)}") from error
+    except _BUILD_ERRORS as error:
         raise InputError(
-            f"{checkpoint.source} cannot be built as {cls.__name__} for {task}: {reason}"
+            f"{checkpoint.source} cannot be built as {cls.__name__} for {task}: {_first_line(error)}"
         ) from error
     task, parts = plan_parts(task, model, checkpoint, dtype, optimum=optimum)
     return Plan(
         task=task, checkpoint=checkpoint, model_class=type(model).__name__, config=config, build=build,
         load=load, parts=parts,
     )  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def plan_parts(
@@ -176,6 +189,7 @@ def _encoder_part(task: str, model: PreTrainedModel, checkpoint: Checkpoint) -> 
     if task == "feature-extraction" and inputs[0].name == "pixel_values":
         task = "image-feature-extraction"
     outputs = _outputs(task, model, checkpoint, inputs)
+    _check_given(task, entry(model))
     head: Head = PickOutputs(outputs, entry)
     if task == "sentence-similarity":
         pickles = checkpoint.access.allow_pickle
@@ -196,7 +210,7 @@ def _model_class(
     pair = hasattr(config, "vision_config") and hasattr(config, "text_config")
     if pair and task.endswith("feature-extraction"):
         part = "Vision" if task.startswith("image") else "Text"
-        stem = str((checkpoint.settings.get("architectures") or ["?"])[0]).removesuffix("Model")
+        stem = (checkpoint.architectures or ("?",))[0].removesuffix("Model")
         tower = getattr(transformers, f"{stem}{part}Model", None)
         if tower is None:
             raise InputError(
@@ -217,9 +231,9 @@ def _model_class(
 
 def _named_class(checkpoint: Checkpoint, config: PretrainedConfig, task: str) -> type:
     """The class that config.json names, for configs that no AutoModel knows (SigLIP's text tower)."""
-    for name in checkpoint.settings.get("architectures") or ():
-        cls = getattr(transformers, str(name), None)
-        serves = task_of_architecture(str(name)) == task
+    for name in checkpoint.architectures:
+        cls = getattr(transformers, name, None)
+        serves = task_of_architecture(name) == task
         if serves and isinstance(cls, type) and getattr(cls, "config_class", None) is type(config):
             return cls
     raise InputError(f"transformers has no {config.model_type} model for the task {task}")
@@ -270,6 +284,23 @@ def _outputs(
     missing = missing_parameters(model, checkpoint, pooled) if pooled else []
     gives = not missing and _gives(model, Signature(inputs=inputs, outputs=()), "pooler_output")
     return OUTPUTS[task] if gives else OUTPUTS[task][:1]
+
+
+def _check_given(task: str, model: PreTrainedModel) -> None:
+    """Say at once that a model gives something else, where its forward method's annotation tells.
+
+    Raises:
+        InputError: it gives no output of the task's.
+    """
+    with contextlib.suppress(NameError, TypeError, AttributeError):  # an annotation that does not resolve
+        returned = typing.get_type_hints(model.forward).get("return")
+        kinds: list[Any] = [kind for kind in (returned, *typing.get_args(returned)) if is_dataclass(kind)]
+        given = [each.name for kind in kinds for each in fields(kind)]
+        wanted = "last_hidden_state" if task == "sentence-similarity" else OUTPUTS[task][0]
+        if given and wanted not in given:
+            raise InputError(
+                f"{type(model).__name__} gives {', '.join(given)}: no {wanted}, which {task} is made of"
+            )
 
 
 def _gives(model: PreTrainedModel, signature: Signature, name: str) -> bool:

@@ -37,7 +37,8 @@ def _tanh_gelu(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def scalars() -> Iterator[Replacement]:
     """`torch.tensor(number, device=meta)`, which would be a constant without content."""
-    yield torch, "tensor", _hooked_tensor(torch.tensor)
+    for name in ("tensor", "as_tensor"):
+        yield torch, name, _hooked_tensor(getattr(torch, name))
 
 
 def _hooked_tensor(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -45,12 +46,13 @@ def _hooked_tensor(original: Callable[..., torch.Tensor]) -> Callable[..., torch
     def tensor(data: Any, *more: Any, **options: Any) -> torch.Tensor:
         device = options.get("device")
         if (
-            isinstance(data, (bool, int, float))
+            isinstance(data, (bool, int, float, torch.SymInt))
             and device is not None
             and torch.device(device).type == "meta"
         ):
-            dtype = options.get("dtype")
-            return torch.full((), data, dtype=dtype or original(data).dtype, device=device)
+            kind = torch.int64 if isinstance(data, torch.SymInt) else original(data).dtype
+            number: Any = data  # torch's annotation does not know sizes that are symbols
+            return torch.full((), number, dtype=options.get("dtype") or kind, device=device)
         return original(data, *more, **options)
 
     return tensor

@@ -38,6 +38,10 @@ It is no reference case, as those travel on."""
 _CHUNK = Step(batch=3, sequence=4, past=5, padded=True)
 
 
+class RandomModel(InputError):
+    """A model whose outputs no graph can be compared with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A checkpoint in eager float32 PyTorch, and the parameters that transformers had to make up."""
@@ -108,7 +112,7 @@ def check(
     Tolerance: largest difference over the largest reference value, padded positions left out.
 
     Raises:
-        InputError: the outputs differ, and so do PyTorch's own when it is asked again.
+        RandomModel: the outputs differ, and so do PyTorch's own when it is asked again.
     """
     found: list[CaseAgreement] = []
     kept: list[ReferenceCase] = []
@@ -131,7 +135,7 @@ def check(
 def _ask_again(reference: TorchReference, feeds: Feeds, tolerance: float) -> None:
     first, second = reference.run(feeds), reference.run(feeds)
     if any(compare(first[name], second[name]).relative > tolerance for name in first):
-        raise InputError("the model draws random numbers: PyTorch's own outputs differ from run to run")
+        raise RandomModel("the model draws random numbers: PyTorch's own outputs differ from run to run")
 
 
 def _sampled(outputs: int) -> int:

@@ -85,7 +85,7 @@ def rotations(model: torch.nn.Module) -> Iterator[Replacement]:
     """The rotary functions of the model's files that have one of the conventions."""
     for module in sorted({type(module).__module__ for module in model.modules()}):
         source = sys.modules.get(module)
-        for name in ("apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave"):
+        for name in ("apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave", "apply_rotary_emb"):
             function = getattr(source, name, None)
             hooked = None if function is None else _hooked(function)
             if hooked is not None:
@@ -100,7 +100,13 @@ def _hooked(function: Callable[..., Any]) -> Callable[..., Any] | None:
     if single is not None:
         return _of_one(function, single)
     swapped = convention_of(with_sines_first(function))
-    return None if swapped is None else _of_sines_first(function, swapped)
+    if swapped is not None:
+        return _of_sines_first(function, swapped)
+    for axis in (1, 2):
+        convention = convention_of(with_complex_tables(function, axis))
+        if convention is not None:
+            return _of_complex_tables(function, convention, axis)
+    return None
 
 
 def convention_of(function: Callable[..., Any], *, partial: bool = False) -> Convention | None:
@@ -146,6 +152,16 @@ def with_sines_first(function: Callable[..., Any]) -> Callable[..., Any]:
     return rotate
 
 
+def with_complex_tables(function: Callable[..., Any], axis: int) -> Callable[..., Any]:
+    """DeepSeek-V2's takes cos + i·sin `[B,S,R/2]`; Llama 4's does, too, and has its heads on axis 2."""
+
+    def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        rotated = function(*(x.transpose(1, axis) for x in (q, k)), torch.complex(cos, sin))
+        return tuple(x.transpose(1, axis) for x in rotated)
+
+    return rotate
+
+
 def _of_two(original: Callable[..., Any], convention: Convention, *, partial: bool) -> Callable[..., Any]:
     @functools.wraps(original)
     def rotate(
@@ -175,6 +191,17 @@ def _of_sines_first(original: Callable[..., Any], convention: Convention) -> Cal
     def rotate(tensor: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> Any:
         fits = _fits(convention, tensor, cos)
         return _said(convention, tensor, cos, sin, 2) if fits else original(tensor, sin, cos)
+
+    return rotate
+
+
+def _of_complex_tables(original: Callable[..., Any], convention: Convention, axis: int) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def rotate(q: torch.Tensor, k: torch.Tensor, tables: torch.Tensor) -> Any:
+        cos, sin = torch.view_as_real(tables).unbind(-1)
+        if not _fits(convention, q, cos):
+            return original(q, k, tables)
+        return tuple(_said(convention, x, cos, sin, axis) for x in (q, k))
 
     return rotate
 

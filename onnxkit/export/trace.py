@@ -23,6 +23,7 @@ from onnxkit.export.hooks import IMPLEMENTATION, counted_attention, hooked, move
 from onnxkit.export.parts import Part, run_part
 from onnxkit.export.periods import first_layers, layers_to_trace, shortened
 from onnxkit.export.phases import Phases
+from onnxkit.export.refusals import asks_for_values
 from onnxkit.export.ropes import prepare
 from onnxkit.export.signature import (
     ENCODER_LENGTH,
@@ -123,8 +124,9 @@ def trace(
 ) -> Traced:
     """Trace one part of `model` (from `empty_model` with `IMPLEMENTATION`) and convert it.
 
+    Attention that the semantic operator does not say is traced as the model computes it.
+
     Raises:
-        LevelRefused: an attention that the semantic operator does not say.
         Exception: whatever torch raises when the model cannot be traced this way; the caller goes
             on to the next level.
     """
@@ -132,15 +134,17 @@ def trace(
     moved(model, "meta")
     try:
         return _traced(part, model, buffers, dtype=dtype, decompose=decompose, phases=phases)
+    except LevelRefused:
+        pass
     except Exception:
-        if not part.signature.cached or _speaks(part, model, dtype):
+        if _speaks(part, model, dtype):
             raise
     model.config._attn_implementation = "eager"
     return _traced(part, model, buffers, dtype=dtype, decompose=decompose, phases=phases)
 
 
 def _speaks(part: Part, model: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """Whether the model's attention takes its past from the hook.
+    """Whether the model's attention takes its masks and its past from the hooks.
 
     Some compute by hand on what a cache returns: they get the concatenation, and no attention regions.
     """
@@ -149,8 +153,8 @@ def _speaks(part: Part, model: PreTrainedModel, dtype: torch.dtype) -> bool:
     try:
         with torch.no_grad(), hooked(model):
             run_part(part, model, sample, dtype)
-    except Exception:  # a past that is not there makes models stumble in all kinds of ways
-        return False
+    except Exception as error:  # a past that is not there makes models stumble in all kinds of ways
+        return asks_for_values(error)  # which it would with its own attention, too
     return True
 
 
@@ -199,8 +203,8 @@ def _all_traced(
                 program = torch.export.export(wrapper, sample, dynamic_shapes=shapes, strict=False)
             traced_calls = calls.count
         attentions = _attentions(program)
-        by_hand = part.signature.cached and model.config._attn_implementation == "eager"
-        if attentions < traced_calls and not by_hand:
+        by_hand = model.config._attn_implementation == "eager"
+        if attentions < traced_calls and not (by_hand and part.signature.cached):
             say_attention(program)
             attentions = _attentions(program)
         # Said before the conversion, which costs most.

@@ -37,10 +37,11 @@ published.
 
 Levels, tried in this order; `export` says which one it took and why:
 
-- **L1**: one trace with an operator per attention, mask and rotation, no decompositions.
+- **L1**: one trace with an operator per attention, mask and rotation, no decompositions. Attention that
+  neither a hook nor the trace tells is traced as the model computes it, and no region for `optimize`.
 - **L2**: the same trace after torch's decompositions.
-- **L3**: transformers' own exporter, for models whose attention neither a hook nor the trace tells.
-  `optimize` then has no attention regions to lower.
+- **L3**: transformers' own exporter, for models that the trace does not serve. `optimize` then has no
+  attention regions to lower.
 
 | architecture | class | task | level | regions | lowered by `optimize` | inputs | outputs |
 |---|---|---|---|---|---|---|---|
@@ -49,7 +50,9 @@ NOTES = """
 What generates is checked with left-padded batches, over a cache, in chunks, and by 32 greedy tokens against
 transformers' `generate`. Models that keep other states than keys and values are refused: recurrent and
 convolutional ones (mamba, lfm2, qwen3-next), and encoder-decoders that keep those of their cross-attention
-in a way of their own (led, prophetnet). DeepSeek's attention caches latents, and stays primitives.
+in a way of their own (fsmt). So are those that take one token at a time over their cache (prophetnet), and
+models that compute one thing or another by the values they meet (longformer, led, switch, dbrx). DeepSeek's
+attention caches latents, and stays primitives.
 
 Audio encoders without a head for labels or letters are exported for raw tensors (`run --inputs x.npz`). Of an
 encoder-decoder `--task feature-extraction` exports the encoder. Convolutional image models take any height

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import masking_utils
 from transformers.models.cohere import modeling_cohere
 from transformers.models.convnext import modeling_convnext
 from transformers.models.deberta import modeling_deberta
+from transformers.models.deepseek_v2 import modeling_deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gemma3 import modeling_gemma3
@@ -20,15 +22,18 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
+from transformers.models.llama4 import modeling_llama4
 from transformers.models.mobilebert import modeling_mobilebert
 from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.t5 import modeling_t5
 
+from onnxkit.export.attention import HookRefused, _shape_of, attention, mask, narrowed
 from onnxkit.export.cache import GraphCache, claim, deferred_updates
-from onnxkit.export.hooks import HookRefused, _shape_of, attention, mask, narrowed
+from onnxkit.export.hooks import IMPLEMENTATION, register, run_either_way
 from onnxkit.export.probes import _is_layer_norm, _norm_offset
-from onnxkit.export.rotations import convention_of, with_one, with_sines_first
+from onnxkit.export.rotations import convention_of, with_complex_tables, with_one, with_sines_first
+from tests import tiny_settings as tiny
 
 
 def overlay(reach: int) -> Callable[..., Any]:
@@ -196,6 +201,26 @@ def test_a_mask_that_is_not_understood_is_refused_when_it_is_read() -> None:
         narrowed(unread, 4)
 
 
+def test_a_model_that_stumbles_over_our_attention_gets_its_own() -> None:
+    register()
+    config = transformers.BertConfig(**tiny.TEXT)
+    model = transformers.BertModel._from_config(config, attn_implementation=IMPLEMENTATION).eval()
+    asked = []
+
+    def run(stumbles_over: tuple[str, ...]) -> str:
+        asked.append(model.config._attn_implementation)
+        if asked[-1] in stumbles_over:
+            raise ValueError(f"no {asked[-1]}")
+        return asked[-1]
+
+    assert run_either_way(model, lambda: run(())) == IMPLEMENTATION
+    with pytest.raises(ValueError, match=f"no {IMPLEMENTATION}"):
+        run_either_way(model, lambda: run((IMPLEMENTATION, "eager")))
+    assert model.config._attn_implementation == IMPLEMENTATION
+    assert run_either_way(model, lambda: run((IMPLEMENTATION,))) == "eager"
+    assert model.config._attn_implementation == "eager"
+
+
 def rotary_functions() -> list[Any]:
     """(modeling file, function, interleaved, the tables are half as wide)."""
     return [
@@ -221,6 +246,16 @@ def test_rotations_are_told_by_what_they_compute(
     assert (found.interleaved, found.narrow) == (interleaved, narrow)
     assert found.sorts == name.endswith("interleave")
     assert convention_of(lambda q, k, cos, sin: (q * cos, k * sin)) is None
+
+
+@pytest.mark.parametrize(("module", "axis"), [(modeling_deepseek_v2, 1), (modeling_llama4, 2)])
+def test_rotations_by_complex_numbers(module: Any, axis: int) -> None:
+    function = module.apply_rotary_emb
+    assert convention_of(function) is None
+    found = convention_of(with_complex_tables(function, axis))
+    assert found is not None
+    assert (found.interleaved, found.narrow, found.sorts) == (True, True, False)
+    assert convention_of(with_complex_tables(function, 3 - axis)) is None
 
 
 @pytest.mark.parametrize("module", [modeling_gpt_neox, modeling_glm])
