@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxkit.errors import InputError, UsageError, suggestion
-from onnxkit.graph.edit import subgraphs
+from onnxkit.graph.edit import stored_sizes, subgraphs
 from onnxkit.quantize.operators import OPERATORS, Refusal, Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.report import KeptLayer
@@ -233,14 +233,17 @@ def _apply_policies(candidates: Sequence[Target], wishes: _Wishes) -> tuple[list
 def _policy(target: Target, total: int, wishes: _Wishes) -> str | None:
     """Why a layer that could be quantized should not be.
 
-    The first convolution sees the raw input (pixels, samples) and has few weights; a small output head
-    adds its error to the result undamped (a weight-only one's is small, and its bytes count); small tables
-    and products gain nothing.
+    The first convolution sees the raw input (pixels, samples) and has few weights; a depthwise one sums few
+    products, so that little of their error evens out, and is no faster in 8 bits; a small output head adds
+    its error to the result undamped (a weight-only one's is small, and its bytes count); small tables and
+    products gain nothing.
     """
     activation = target.activation
     if target.kind == "conv" and target.node.op_type not in wishes.asked:
         if activation is not None and activation.is_graph_input():
             return "first layer: it reads the model's input"
+        if _is_depthwise(target) and not wishes.scheme.weight_only:
+            return "depthwise convolution: sensitive, and no faster in 8 bits"
     elif target.kind == "embedding":
         if target.parameters < SMALL_TABLE:
             return f"a table of fewer than {SMALL_TABLE} elements"
@@ -251,6 +254,12 @@ def _policy(target: Target, total: int, wishes: _Wishes) -> str | None:
         if small and makes_output(target.node.outputs[0]):
             return "output head: sensitive, and under 5 % of the weights"
     return None
+
+
+def _is_depthwise(target: Target) -> bool:
+    """Whether each output channel reads one of several input channels."""
+    group = target.node.attributes.get("group")
+    return group is not None and group.as_int() > 1 and stored_sizes(target.weight)[1] == 1
 
 
 def makes_output(value: ir.Value) -> bool:

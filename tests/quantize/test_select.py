@@ -56,6 +56,32 @@ def test_an_include_pattern_overrules_the_policies():
     assert kept["embeddings.word"] == "not included by pattern"
 
 
+def convolutions():
+    """A convolution of the image, one of each channel alone, and one over all of them."""
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], name="first"),
+        helper.make_node("Conv", ["a", "depthwise"], ["b"], name="depthwise", group=8),
+        helper.make_node("Conv", ["b", "grouped"], ["c"], name="grouped", group=4),
+        helper.make_node("Conv", ["c", "pointwise"], ["y"], name="pointwise"),
+    ]
+    weights = {
+        "first": random(8, 3, 3, 3), "depthwise": random(8, 1, 3, 3), "grouped": random(8, 2, 3, 3),
+        "pointwise": random(16, 8, 1, 1),
+    }  # fmt: skip
+    return proto(nodes, weights, inputs={"x": ["batch_size", 3, 12, 12]}, ids=False)
+
+
+def test_depthwise_convolutions_stay_float_unless_they_are_asked_for():
+    targets, kept = chosen(convolutions(), scheme="int8-static", calibration="c.npz")
+    assert targets == ["grouped", "pointwise"]
+    assert kept["depthwise"].startswith("depthwise convolution: sensitive")
+    for asked in ({"op_types": ("Conv",)}, {"include": ("depthwise",)}):
+        targets, _ = chosen(convolutions(), scheme="int8-static", calibration="c.npz", **asked)
+        assert "depthwise" in targets
+    targets, _ = chosen(convolutions(), scheme="log8")
+    assert targets == ["depthwise", "grouped", "pointwise"]
+
+
 def test_a_large_head_is_quantized():
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="dense"),
