@@ -23,7 +23,7 @@ from onnxkit.cli.generation_options import (
 from onnxkit.cli.groups import chosen, reject_given
 from onnxkit.cli.options import reject
 from onnxkit.cli.samples import Request, count, from_command_line
-from onnxkit.cli.settings import named
+from onnxkit.cli.settings import source_of
 
 if TYPE_CHECKING:
     from onnxkit.generate import GenerationStats
@@ -93,10 +93,10 @@ def announce(ctx: typer.Context, options: GenerationOptions) -> None:
     """Say how tokens are chosen, and where a seed changes nothing about it."""
     asked = chosen(ctx, GIVEN)
     ctx.obj.note(echo(options, given=asked))
-    if "seed" in asked and not options.do_sample:
+    if source_of(ctx, "seed") == "command line" and not options.do_sample:
         ctx.obj.warn(
-            f"{named(ctx, 'seed')} has no effect: no token is drawn by chance without --do-sample, "
-            "--temperature or another option of sampling"
+            "--seed has no effect: no token is drawn by chance without --do-sample, --temperature or another "
+            "option of sampling"
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from onnxkit.cli import figures
+from onnxkit.cli.settings import named
 from onnxkit.errors import UsageError, suggestion
 from onnxkit.machine import usable_cores
 
@@ -60,7 +61,7 @@ def _warn_of_waiting(ctx: typer.Context, threads: int | None) -> int | None:
     cores = usable_cores()
     if threads is not None and threads > cores.count:
         ctx.obj.warn(
-            f"--threads {threads}: the process may use {figures.plural(cores.count, 'core')} "
+            f"{named(ctx, 'threads')} {threads}: the process may use {figures.plural(cores.count, 'core')} "
             f"({cores.source}); more threads than that wait for one another"
         )
     return threads

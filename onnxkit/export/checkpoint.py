@@ -151,7 +151,7 @@ class Checkpoint:
             return
         if kind is None:
             raise InputError(f"{file} has no model_type: it does not say which model this is")
-        if kind not in transformers.CONFIG_MAPPING:
+        if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
             raise InputError(
                 f"{file}: transformers {transformers.__version__} does not know the model type {kind}; "
                 "a newer version may"

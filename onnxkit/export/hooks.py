@@ -95,12 +95,10 @@ def run_either_way(model: PreTrainedModel, run: Callable[[], T]) -> T:
         first = error
     before = model.config._attn_implementation
     model.config._attn_implementation = "eager"
-    try:
-        with torch.no_grad(), hooked(model):
-            return run()
-    except Exception:
-        model.config._attn_implementation = before
-        raise first from None
+    with contextlib.suppress(Exception), torch.no_grad(), hooked(model):
+        return run()
+    model.config._attn_implementation = before
+    raise first
 
 
 class AttentionCalls:

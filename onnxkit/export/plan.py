@@ -189,7 +189,7 @@ def _encoder_part(task: str, model: PreTrainedModel, checkpoint: Checkpoint) -> 
     if task == "feature-extraction" and inputs[0].name == "pixel_values":
         task = "image-feature-extraction"
     outputs = _outputs(task, model, checkpoint, inputs)
-    _check_given(task, entry(model))
+    _check_given(task, entry(model), inputs)
     head: Head = PickOutputs(outputs, entry)
     if task == "sentence-similarity":
         pickles = checkpoint.access.allow_pickle
@@ -286,21 +286,33 @@ def _outputs(
     return OUTPUTS[task] if gives else OUTPUTS[task][:1]
 
 
-def _check_given(task: str, model: PreTrainedModel) -> None:
+def _check_given(task: str, model: PreTrainedModel, inputs: tuple[GraphInput, ...]) -> None:
     """Say at once that a model gives something else, where its forward method's annotation tells.
 
     Raises:
         InputError: it gives no output of the task's.
     """
+    given = _annotated(model)
+    wanted = "last_hidden_state" if task == "sentence-similarity" else OUTPUTS[task][0]
+    if not given or wanted in given:
+        return
+    try:  # some annotations are wrong
+        gives = _gives(model, Signature(inputs=inputs, outputs=()), wanted)
+    except Exception:  # of the model: all kinds
+        gives = False
+    if not gives:
+        raise InputError(
+            f"{type(model).__name__} gives {', '.join(given)}: no {wanted}, which {task} is made of"
+        )
+
+
+def _annotated(model: PreTrainedModel) -> tuple[str, ...]:
+    """The outputs that the annotation of a model's forward method names; none where it is of no such class."""
     with contextlib.suppress(NameError, TypeError, AttributeError):  # an annotation that does not resolve
         returned = typing.get_type_hints(model.forward).get("return")
         kinds: list[Any] = [kind for kind in (returned, *typing.get_args(returned)) if is_dataclass(kind)]
-        given = [each.name for kind in kinds for each in fields(kind)]
-        wanted = "last_hidden_state" if task == "sentence-similarity" else OUTPUTS[task][0]
-        if given and wanted not in given:
-            raise InputError(
-                f"{type(model).__name__} gives {', '.join(given)}: no {wanted}, which {task} is made of"
-            )
+        return tuple(each.name for kind in kinds for each in fields(kind))
+    return ()
 
 
 def _gives(model: PreTrainedModel, signature: Signature, name: str) -> bool:

@@ -9,16 +9,18 @@ from types import FrameType
 import torch
 
 from onnxkit.errors import OnnxkitError
+from onnxkit.export.signature import BATCH
+from onnxkit.runtime.failures import plain
 from onnxkit.safety import printable
 
 _BY_VALUES = re.compile(
     r"item\(\) cannot be called|torch\.nonzero\(\)|data-dependent|copy out of meta tensor"
-    r"|\.numpy\(\) is not supported|\.tolist\(\) is not supported|_local_scalar_dense"
+    r"|\.numpy\(\) is not supported|\.tolist\(\) is not supported|_local_scalar_dense|[Uu]nbacked"
 )
 """What torch says where a model asks a tensor without values for some."""
-_BY_SIZES = re.compile(r"Constraints violated|is invalid for input of size .*\bs\d")
-"""What torch says where a length that has to be free was fixed or must be a multiple of something."""
-_BY_RUNTIME = re.compile(r"while running (\w+) node\. Name:'([^']*)'")
+_BY_SIZES = re.compile(r"Constraints violated(?: \((\w+)\))?|is invalid for input of size .*\bs\d")
+"""What torch says where a size that has to be free was fixed or must be a multiple of something."""
+_BY_RUNTIME = re.compile(r"while running (\w+) node\. Name:'([^']*)'(?: Status Message: (.*))?", re.S)
 """What ONNX Runtime says where it loads a graph and fails in its midst."""
 _PLAIN = ("LevelRefused", "HookRefused", "NeedsDecomposition")
 """Exceptions of ours whose message is the whole reason."""
@@ -32,15 +34,19 @@ def reason(error: BaseException) -> str:
     if asks_for_values(error):
         who = _innermost_module(causes) or "the model"
         return f"{who} computes one thing or another by the values it meets (data-dependent control flow)"
-    if _BY_SIZES.search(said):
+    fixed = _BY_SIZES.search(said)
+    if fixed is not None:
+        if fixed[1] == BATCH:
+            return "the model takes batches of one size only"
         return "the model computes in blocks or steps that follow from the length of its input, and fix it"
     failed = _BY_RUNTIME.search(said)
     if failed is not None:
-        return printable(f"ONNX Runtime fails to run the {failed[1]} {failed[2]}", limit=_LENGTH)
+        why = plain(failed[3] or "")
+        return printable(f"ONNX Runtime fails to run the {failed[1]} {failed[2]}: {why}", limit=_LENGTH)
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     kind = type(causes[-1]).__name__
-    plain = kind in _PLAIN or isinstance(causes[-1], OnnxkitError)
-    line = (lines[0] if plain else f"{kind}: {lines[0]}") if lines else kind
+    ours = kind in _PLAIN or isinstance(causes[-1], OnnxkitError)
+    line = (lines[0] if ours else f"{kind}: {lines[0]}") if lines else kind
     return printable(line, limit=_LENGTH)
 
 

@@ -78,7 +78,7 @@ class _Learner:
         self._workshop, self._data, self._scratch = workshop, data, scratch
         self._runtime, self._progress = runtime, progress
         self._plans, self._path = workshop.plans(data=True), workshop.options.calibration_cache
-        self._needs = {_need(each) for plan in self._plans.values() for each in plan.values()} - {"none"}
+        self._needs = {_need(each) for each in workshop.formats(data=True)} - {"none"}
         self._smooths = workshop.scheme.family == "integer" and workshop.options.smooth_quant != "off"
         self.cache = CalibrationCache(key=CacheKey(model="", data="", options={}))
         if self._path is not None:

@@ -66,7 +66,7 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
                 f"{where} is already quantized (node '{node.name}' is {node.op_type}): "
                 "quantize the float model that it was made from"
             )
-        if any(_stores_codes(value) for value in node.inputs if node.op_type in _PRODUCTS):
+        if node.op_type in _PRODUCTS and _stores_codes(node.inputs[1]):
             raise InputError(
                 f"{where} is already quantized (a weight of node '{node.name}' is stored as integers): "
                 "quantize the float model that it was made from"
@@ -86,13 +86,17 @@ def refuse_unsuitable(model: ir.Model, where: str) -> None:
 
 
 def _stores_codes(value: ir.Value | None) -> bool:
-    """Whether a matrix is made of stored integers, by Cast and arithmetic with other stored tensors."""
+    """Whether a matrix is made of stored integers, by Cast and arithmetic with other stored tensors.
+
+    One of zeros and ones is a mask.
+    """
     waiting, codes = [value], False
     while waiting:
         each = waiting.pop()
         stored = None if each is None else ir.convenience.get_const_tensor(each)
         if stored is not None:
-            codes = codes or (stored.dtype in _CODES and len(stored.shape) >= 2)
+            many = stored.dtype in _CODES and len(stored.shape) >= 2
+            codes = codes or (many and len(np.unique(stored.numpy())) > 2)
             continue
         maker = None if each is None else each.producer()
         if maker is None or maker.op_type not in _DECODING:

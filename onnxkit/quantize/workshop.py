@@ -102,6 +102,17 @@ class Workshop:
         """The plan that the scheme begins with, for each component."""
         return {name: self.planner(name, data=data).plan(self.targets(name)) for name in self.files}
 
+    def formats(self, *, data: bool) -> set[Format]:
+        """Every format that some layer may get before the end: of a mixed scheme more than it begins with."""
+        mixed = self.scheme.family == "mixed"
+        planners = {name: self.planner(name, data=data) for name in self.files}
+        return {
+            format
+            for name, planner in planners.items()
+            for target in self.targets(name)
+            for format in (planner.block_formats(target) if mixed else (planner.format_of(target),))
+        }
+
     def graph(self, component: str) -> FloatGraph:
         """Load the float graph anew, with the changes made."""
         return self._changed(component, self._load(component), {t.name for t in self.targets(component)})

@@ -13,7 +13,7 @@ _MEMORY = re.compile(
 )
 # "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/…/model.cc:256 onnxruntime::f(args) text"
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
-_SOURCE = re.compile(r"/?onnxruntime_src/\S+:\d+ |\b\w+\.cc:\d+ ")
+_SOURCE = re.compile(r"/?onnxruntime_src/\S+:\d+(?: |$)|\b\w+\.cc:\d+ ")
 _FUNCTION = re.compile(r"(?:[\w:]*\w[*&]? )?onnxruntime::[\w:~<>]+\((?:[^()]|\([^()]*\))*\)(?: const)? ")
 _WRAPPERS = ("Load model from", "Exception during initialization:")
 
@@ -46,7 +46,7 @@ def _registered(match: re.Match[str]) -> str:
 def _kernel(match: re.Match[str]) -> str:
     return (
         f"onnxruntime {library_version()} cannot run {match[1]} on these data types with this "
-        f"provider (node {match[2]!r}): bfloat16, for one, needs a GPU (--ep cuda)"
+        f"provider (node {match[2]!r}); on a CPU that is so of bfloat16, which needs --ep cuda"
     )
 
 

@@ -9,8 +9,8 @@ from typing import BinaryIO
 # The least significant byte comes first in RIFF, last in RIFX (also wav) and FORM (aiff).
 _BYTE_ORDERS = {b"RIFF": "<I", b"RIFX": ">I", b"FORM": ">I"}
 _SOUND = (b"data", b"SSND")
-# What writes into a pipe cannot know the length: it leaves 0, or (about) the most that fits.
-_UNKNOWN = 0x7FFF_F000
+# What writes into a pipe cannot know the length: it leaves 0, or about the most that fits, as sox does.
+_UNKNOWN = 0x7F00_0000
 _MOST_CHUNKS = 1_000
 _FIRST_FRAME = 256
 _HAS_FRAMES, _HAS_BYTES = 1, 2

@@ -106,8 +106,8 @@ def _clipped(image: Image.Image, where: str) -> str:
     """Say of an image of more than 8 bits that most of it turns white, as it does in transformers."""
     if not image.mode.startswith(("I", "F")):
         return ""
-    _, brightest = image.getextrema()
-    if not isinstance(brightest, int | float) or brightest <= 255:
+    brightest = np.asarray(image).max()  # Pillow's extrema know no big-endian pixels
+    if not brightest > 255:
         return ""
     return f"{where}: pixels up to {brightest:g} count as 255 where they are above it; convert it to 8 bits"
 

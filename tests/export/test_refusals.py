@@ -16,6 +16,7 @@ from torch.export import Dim
 from onnxkit.errors import EnvironmentProblem, InputError
 from onnxkit.export import ExportOptions, export_model
 from onnxkit.export.attention import HookRefused
+from onnxkit.export.hooks import run_either_way
 from onnxkit.export.probes import scalars
 from onnxkit.export.refusals import reason
 from tests import tiny_settings as tiny
@@ -62,6 +63,13 @@ def test_models_that_do_what_no_graph_does(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_an_annotation_that_is_wrong_refuses_nothing(tmp_path: Path) -> None:
+    config = transformers.AlbertConfig(**tiny.TEXT, embedding_size=16)
+    transformers.AlbertForQuestionAnswering(config).save_pretrained(tmp_path / "source")
+    report = export_model(tmp_path / "source", tmp_path / "out", ExportOptions())
+    assert (report.task, report.level) == ("question-answering", "L1")
+
+
 def test_what_a_model_asserts_of_its_config_is_said(tmp_path: Path) -> None:
     config = transformers.ReformerConfig(
         vocab_size=32, hidden_size=16, num_attention_heads=2, attention_head_size=8, attn_layers=["local"],
@@ -90,6 +98,7 @@ def test_a_package_that_a_model_needs_is_missing(
     [
         ({"model_type": "newmodel9"}, r"transformers \S+ does not know the model type newmodel9; a newer"),
         ({"model_type": 5}, "does not know the model type 5"),
+        ({"model_type": ["bert"]}, "does not know the model type"),
         ({"model_type": None}, r"config\.json has no model_type"),
         ({"architectures": None}, "names no architectures .*--task .*: feature-extraction"),
         ({"architectures": "BertModel"}, "names no architectures"),
@@ -155,7 +164,31 @@ def test_other_reasons_are_the_innermost_errors_first_line() -> None:
         "FAIL : Non-zero status code returned while running Add node. Name:'layer.0/Add_2' Status Message: "
     )
     ort = RuntimeError(f"[ONNXRuntimeError] : 1 : {failed}/onnxruntime_src/x.h:563")
-    assert reason(ort) == "ONNX Runtime fails to run the Add layer.0/Add_2"
+    assert reason(ort) == "ONNX Runtime fails to run the Add layer.0/Add_2: no reason given"
+    short = RuntimeError(f"{failed}bad_alloc: Failed to allocate memory")
+    assert reason(short).endswith("Add_2: bad_alloc: Failed to allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ("Constraints violated (batch_size)! For more", "batches of one size only"),
+        ("Constraints violated (sequence_length)! For more", "the length of its input"),
+        ("Pending unbacked symbols {u0} not in returned outputs", "by the values it meets"),
+    ],
+)
+def test_what_torch_cannot_trace_is_said_of_the_model(said: str, what: str) -> None:
+    assert what in reason(RuntimeError(said))
+
+
+def test_the_first_failure_keeps_its_cause() -> None:
+    def run() -> None:
+        raise RuntimeError("outer") from ValueError("the true reason")
+
+    model = transformers.BertModel(transformers.BertConfig(**tiny.TEXT))
+    with pytest.raises(RuntimeError) as caught:
+        run_either_way(model, run)
+    assert reason(caught.value) == "ValueError: the true reason"
 
 
 @pytest.mark.parametrize("name", ["tensor", "as_tensor"])

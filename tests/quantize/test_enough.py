@@ -45,15 +45,13 @@ def rows(count, width, *, distinct=None):
 def test_one_short_sample_is_too_few_and_a_number_would_do():
     (text,) = warned(rows(6, 512), samples=1)
     assert text == (
-        "1 calibration sample is too few (6 different tokens for layers of 512 inputs); about 86 would do"
+        "1 calibration sample is too few (6 different rows for layers of 512 inputs); about 32 would do"
     )
 
 
 def test_samples_that_are_the_same_are_too_alike():
     (text,) = warned(rows(320, 128, distinct=5), samples=64)
-    assert text.startswith(
-        "64 calibration samples are too alike (5 different tokens for layers of 128 inputs)"
-    )
+    assert text.startswith("64 calibration samples are too alike (5 different rows for layers of 128 inputs)")
 
 
 @pytest.mark.parametrize("width", [8, 128, 8192])
@@ -64,6 +62,7 @@ def test_enough_tokens_say_nothing(width):
 def test_a_pooled_layer_does_not_speak_for_the_others():
     layers = [rows(256, 128)] * 3 + [rows(4, 1024)]
     assert not warned(*layers, samples=4)
+    assert not warned(rows(4, 1024), samples=4)  # of a convolutional network nothing else is a product
 
 
 def test_random_samples_are_named_and_no_statistics_are_nothing_to_say():

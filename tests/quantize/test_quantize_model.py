@@ -384,3 +384,13 @@ def test_no_worse_than_stock_dynamic_quantization(tmp_path, seed):
         found.append((cosine(ours[valid], right[valid]), cosine(theirs[valid], right[valid])))
     ours, theirs = np.mean(found, axis=0)
     assert ours >= theirs
+
+
+def test_mixed_learns_for_every_format_that_a_layer_may_get(tmp_path):
+    rows = save_rows(tmp_path / "c.npz", 40)
+    report, _ = run(
+        mlp_dir(tmp_path / "in"), tmp_path / "out", scheme="mixed", bits_per_weight=5.0, calibration=rows,
+        include=("layer.down",),
+    )  # fmt: skip
+    [layer] = report.quantized
+    assert "gptq" in layer.format  # an output head begins with 8 bits, which no Hessian is needed for

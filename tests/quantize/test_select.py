@@ -270,6 +270,22 @@ def test_an_exclusion_file_names_layers(tmp_path):
         chosen(mlp(), exclude_from=tmp_path / "none.txt")
 
 
+@pytest.mark.parametrize("values", [[0, 1], [-7, 0, 5, 120]])
+def test_a_mask_of_small_integers_is_no_code(values):
+    stored = np.random.default_rng(0).choice(values, (32, 32)).astype(np.int8)
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["m"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["w", "m"], ["p"]),
+        helper.make_node("MatMul", ["x", "p"], ["y"], name="n"),
+    ]
+    model = proto(nodes, {"w": random(32, 32), "mask": stored}, inputs={"x": [1, 32]})
+    if len(values) == 2:
+        refuse_unsuitable(ir.from_proto(model), "model.onnx")
+        return
+    with pytest.raises(InputError, match=r"a weight of node 'n' is stored as integers"):
+        refuse_unsuitable(ir.from_proto(model), "model.onnx")
+
+
 def test_logarithmic_codes_are_refused():
     weights = {"onnxkit.log4.values": random(256, 2), "w": random(32, 32)}
     model = proto([helper.make_node("MatMul", ["x", "w"], ["y"], name="n")], weights, inputs={"x": [1, 32]})

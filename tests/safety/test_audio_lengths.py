@@ -57,7 +57,7 @@ def test_chunks_before_the_sound_are_passed_over(tmp_path: Path) -> None:
     assert promised_share(path) == 2.0
 
 
-@pytest.mark.parametrize("size", [0, 0x7FFF_F000, 0x7FFF_FFFF, 0xFFFF_FFFF])
+@pytest.mark.parametrize("size", [0, 0x7F00_0008, 0x7FFF_EFFC, 0x7FFF_F000, 0x7FFF_FFFF, 0xFFFF_FFFF])
 def test_who_writes_into_a_pipe_promises_nothing(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.wav"
     whole = bytearray(written(path, "wav"))

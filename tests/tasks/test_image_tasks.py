@@ -95,7 +95,7 @@ def test_what_is_no_image(tmp_path, sample, message):
         Predictor(image_dir(tmp_path))([sample])
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("dtype", [np.uint16, ">u2", np.int32, np.float32])
 @pytest.mark.parametrize(("scale", "told"), [(257, True), (1, False)])
 def test_more_than_eight_bits_are_said(tmp_path, dtype, scale, told):
     pixels = (np.arange(24).reshape(4, 6) * 11 * scale).astype(dtype)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.collect import FEWEST, Collected
 from onnxkit.quantize.calibration.data import DataSet
@@ -33,27 +31,28 @@ def warn_of_ranges(collected: Collected, data: DataSet, progress: Progress) -> N
 def warn_of_statistics(found: Iterable[InputStatistics], data: DataSet, progress: Progress) -> None:
     """Warn of samples that show most layers little of what their inputs may be.
 
-    A layer of K inputs was shown enough where min(K, 256) / 2 of the tokens that were kept of it differ: its
-    Hessian has no more independent columns than tokens that differ.
+    A layer of K inputs was shown enough where min(K, 256) / 2 of the rows (tokens, patches) that were kept
+    of it differ: its Hessian has no more independent columns than that. Layers behind a pooling, which
+    see a row of each sample, say nothing.
     """
     if data.random:
         progress.warn(RANDOM)
         return
-    layers = sorted(
-        (each.sample for each in found if each.sample is not None), key=lambda rows: rows.shape[1]
-    )
+    samples = len(data.samples)
+    rows = [each.sample for each in found if each.sample is not None and each.count > samples]
+    layers = sorted(rows, key=lambda sample: sample.shape[1])
     if not layers:
         return
     middle = layers[len(layers) // 2]
-    tokens, width, samples = len(np.unique(middle, axis=0)), middle.shape[1], len(data.samples)
+    width, different = middle.shape[1], len({row.tobytes() for row in middle})
     wanted = min(width, SAMPLE) // 2
-    if tokens >= wanted:
+    if different >= wanted:
         return
-    seen = f"{tokens} different token{'s' if tokens > 1 else ''} for layers of {width} inputs"
-    if tokens < samples:
+    seen = f"{different} different row{'s' if different > 1 else ''} for layers of {width} inputs"
+    if different < samples:
         progress.warn(f"{samples} calibration samples are too alike ({seen}): use samples that differ")
         return
-    would_do = max(-(-samples * width // tokens), FEWEST)
+    would_do = max(-(-samples * wanted // different), FEWEST)
     progress.warn(f"{_too_few(samples)} ({seen}); about {would_do} would do")
 
 
