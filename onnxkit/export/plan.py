@@ -307,7 +307,7 @@ def _check_given(task: str, model: PreTrainedModel, inputs: tuple[GraphInput, ..
 
 
 def _annotated(model: PreTrainedModel) -> tuple[str, ...]:
-    """The outputs that the annotation of a model's forward method names; none where it is of no such class."""
+    """Outputs that the annotation of a model's forward method names; none where it is of another kind."""
     with contextlib.suppress(NameError, TypeError, AttributeError):  # an annotation that does not resolve
         returned = typing.get_type_hints(model.forward).get("return")
         kinds: list[Any] = [kind for kind in (returned, *typing.get_args(returned)) if is_dataclass(kind)]
