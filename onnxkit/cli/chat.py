@@ -107,7 +107,7 @@ class Session:
         self._turns.append(turn)
         record = {
             "index": len(self._turns) - 1, "text": turn.text, "finish_reason": turn.finish_reason,
-            "new_tokens": turn.stats.new_tokens if turn.stats else 0, "prompt_tokens": turn.prompt_tokens,
+            "new_tokens": turn.new_tokens, "prompt_tokens": turn.prompt_tokens,
         }  # fmt: skip
         if shown:
             self._console.piece("\n")
@@ -141,7 +141,7 @@ class Session:
         self._console.note("instructed")
 
     def _stats(self, _: str) -> None:
-        new = sum(turn.stats.new_tokens for turn in self._turns if turn.stats)
+        new = sum(turn.new_tokens for turn in self._turns)
         cache = (
             f"{self._dialogue.cached_tokens:,} tokens cached ({figures.size(self._dialogue.cached_bytes)})"
         )

@@ -20,6 +20,7 @@ class Turn:
         text: what the assistant said.
         finish_reason: "stop" or "length"; "interrupted" where the user stopped it.
         prompt_tokens: the whole chat before the answer.
+        new_tokens: of the answer.
         stats: what it took, `cached_tokens` of the chat were not computed again; None where Ctrl-C broke
             off the run of a graph.
     """
@@ -27,6 +28,7 @@ class Turn:
     text: str
     finish_reason: str
     prompt_tokens: int
+    new_tokens: int
     stats: GenerationStats | None
 
 
@@ -112,7 +114,8 @@ class Dialogue:
     ) -> Turn:
         answer = watch.end()
         self.messages = [*chat, {"role": "assistant", "content": answer}]
-        return Turn(text=answer, finish_reason=reason, prompt_tokens=tokens, stats=stats)
+        new = watch.tokens if stats is None else stats.new_tokens
+        return Turn(text=answer, finish_reason=reason, prompt_tokens=tokens, new_tokens=new, stats=stats)
 
     def _instructed(self) -> bool:
         return bool(self.messages) and self.messages[0]["role"] == "system"
@@ -123,6 +126,7 @@ class _Watch:
 
     Attributes:
         said: the pieces so far.
+        tokens: how many they were made of.
         interrupted: whether the user ended it.
     """
 
@@ -133,10 +137,12 @@ class _Watch:
         self._say = on_text
         self._asked = interrupted
         self.said: list[str] = []
+        self.tokens = 0
         self.interrupted = False
 
     def push(self, token: int) -> bool:
         """Take the engine's next token; return whether the answer ends with it."""
+        self.tokens += 1
         self._take(self._stream.text(token))
         self.interrupted = self._asked is not None and self._asked()
         return self.interrupted or self._stream.stopped

@@ -194,7 +194,7 @@ def test_what_was_said_before_ctrl_c_is_kept(folder: Path) -> None:
 
     spoken: list[str] = []
     turn = dialogue.ask("hi", on_text=say, interrupted=lambda: False)
-    assert (turn.finish_reason, turn.stats) == ("interrupted", None)
+    assert (turn.finish_reason, turn.stats, turn.new_tokens) == ("interrupted", None, 4)
     assert turn.text == Dialogue(generator(folder, max_new_tokens=8)).ask("hi").text[: len(turn.text)] != ""
     assert dialogue.messages[-1]["content"] == turn.text
     assert dialogue.ask("on").stats is not None
