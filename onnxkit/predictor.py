@@ -15,7 +15,7 @@ from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, Session, open_session
 from onnxkit.tasks import Encoded, Record, Task, split_options, task_for
 from onnxkit.tasks.base import as_float32
-from onnxkit.tasks.batches import Truncation, by_length, chunks, filled, located, rows_a_run
+from onnxkit.tasks.batches import Remarks, by_length, chunks, filled, located, rows_a_run
 
 if TYPE_CHECKING:
     from onnxkit.generate.pipeline import Generator
@@ -106,15 +106,15 @@ class Predictor:
             for index, answer in enumerate(self.generator.answers(samples)):
                 yield {"index": index, **answer.record}
             return
-        truncation = Truncation()
+        remarks = Remarks()
         windows = chunks(located(self.task, samples), self.task.window, first=self.batch_size)
         index = 0
         for groups in ahead(map(self.task.rows, windows)):
-            truncation.count(groups)
+            remarks.count(groups)
             for record in self._predict(groups):
                 yield {"index": index, **record}
                 index += 1
-        truncation.warn(self._progress, self.task)
+        remarks.warn(self._progress, self.task)
 
     def score(self, samples: Iterable[Any]) -> Iterator[Record]:
         """Yield how probable each sample's text is: `log_probability` (nats), `perplexity`, `scored_tokens`.

@@ -19,7 +19,7 @@ from onnxkit.inputs import blamed
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions
 from onnxkit.tasks import Encoded, Record
-from onnxkit.tasks.batches import Truncation, located, rows_a_run
+from onnxkit.tasks.batches import Remarks, located, rows_a_run
 from onnxkit.tasks.detokenizer import StopStrings, TextStream
 from onnxkit.tasks.generating import GeneratingTask
 from onnxkit.tasks.perplexity import score_record
@@ -129,15 +129,15 @@ class Generator:
             InputError: a sample without a text (with an encoder: without a `target`), or one on which the
                 model fails.
         """
-        truncation = Truncation()
+        remarks = Remarks()
         for sample in located(self.task, samples):
             row = self.task.score_row(sample)
-            truncation.count([[row]])
+            remarks.count([[row]])
             encoder = row.features or None
             with blamed(row.where):
                 scores = self.engine.score(row.extra.ids, encoder=encoder)
             yield score_record(scores)
-        truncation.warn(self._progress, self.task)
+        remarks.warn(self._progress, self.task)
 
     def request(self, row: Encoded, *, stop: Callable[[], Any] | None = None) -> Request:
         """Return what the engine is asked for a row; `stop` takes the place of the task's check.
@@ -181,7 +181,7 @@ class _Run:
         self._following: deque[_Item] = deque()
         self._running: dict[int, _Item] = {}
         self._done: dict[int, Answer] = {}
-        self._truncation = Truncation()
+        self._remarks = Remarks()
         self._failure: InputError | None = None
         self._on_text = on_text
         self._streams: dict[int, TextStream] = {}
@@ -200,7 +200,7 @@ class _Run:
                     yield self._done.pop(following)
                     following = next(wanted)
             exhausted = True
-        self._truncation.warn(self._generator._progress, self._task)
+        self._remarks.warn(self._generator._progress, self._task)
         if self._failure is not None:
             raise self._failure
 
@@ -238,7 +238,7 @@ class _Run:
     def _rows(self, samples: Iterable[Any]) -> Iterator[_Item]:
         for index, sample in enumerate(located(self._task, samples)):
             [rows] = self._task.rows([sample])
-            self._truncation.count([rows])
+            self._remarks.count([rows])
             job = _Job(index=index, waiting=len(rows))
             yield from ((job, slot, row) for slot, row in enumerate(rows))
 

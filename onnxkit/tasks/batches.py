@@ -70,19 +70,19 @@ def feeds(
         batch_size: rows a batch, at most.
         progress: is warned, once, how many samples were cut.
     """
-    truncation = Truncation()
+    remarks = Remarks()
     for window in chunks(located(task, samples), task.window):
         groups = task.rows(window)
-        truncation.count(groups)
+        remarks.count(groups)
         rows = list(itertools.chain.from_iterable(groups))
         for batch in by_length(rows, rows_a_run(task, batch_size)):
             chosen = [rows[position] for position in batch]
             made = task.collate(filled(task, chosen))
             yield LocatedBatch(made, [row.where for row in chosen])
-    truncation.warn(progress or Progress(), task)
+    remarks.warn(progress or Progress(), task)
 
 
-class Truncation:
+class Remarks:
     """Counts the samples that were cut, and those with a caution, to warn once about all of them."""
 
     def __init__(self) -> None:

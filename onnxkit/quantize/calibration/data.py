@@ -19,7 +19,7 @@ from onnxkit.quantize.calibration.random_data import random_feeds, random_sample
 from onnxkit.quantize.calibration.raw import input_specs, is_raw, single_rows
 from onnxkit.quantize.options import RANDOM
 from onnxkit.tasks import Task, feeds, task_for
-from onnxkit.tasks.batches import Truncation, filled, located
+from onnxkit.tasks.batches import Remarks, filled, located
 from onnxkit.tasks.generating import GeneratingTask
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ class DataSet:
                 made = random_feeds(self.model, sample) if self.random else sample
                 yield number, LocatedBatch(made, [self.place(number)])
             return
-        truncation = Truncation()
+        remarks = Remarks()
         for number, sample in enumerate(located(self.task, self.samples), 1):
             groups = self.task.rows([sample])
-            truncation.count(groups)
+            remarks.count(groups)
             for row in groups[0]:
                 yield number, LocatedBatch(self.task.collate(filled(self.task, [row])), [row.where])
-        truncation.warn(progress, self.task)
+        remarks.warn(progress, self.task)
 
     def subset(self, positions: Sequence[int]) -> DataSet:
         """The samples at these positions."""

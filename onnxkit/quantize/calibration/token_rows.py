@@ -18,7 +18,7 @@ from onnxkit.quantize.calibration.random_data import random_feeds
 from onnxkit.quantize.calibration.raw import DECODER_IDS
 from onnxkit.runtime import RuntimeOptions
 from onnxkit.tasks.base import Encoded
-from onnxkit.tasks.batches import Truncation, located
+from onnxkit.tasks.batches import Remarks, located
 from onnxkit.tasks.generating import GeneratingTask
 
 Array = np.ndarray[Any, Any]
@@ -60,18 +60,18 @@ def token_rows(data: DataSet, runtime: RuntimeOptions, progress: Progress) -> It
     if not isinstance(data.task, GeneratingTask):
         raise InputError(f"{data.model.path}: {data.task.name} is no task of a model that generates")
     rows = _Rows(data, data.task, runtime)
-    truncation = Truncation()
+    remarks = Remarks()
     count = 0
     for sample in located(data.task, data.samples):
         row = rows.row(sample)
-        truncation.count([[row]] if row is not None else [])
+        remarks.count([[row]] if row is not None else [])
         if row is None:  # a single token: nothing follows it
             continue
         count += 1
         yield count, TokenRow(ids=row.extra.ids, features=row.features, where=row.where)
     if not count:
         raise InputError(f"{data.source}: no text of two tokens or more")
-    truncation.warn(progress, data.task)
+    remarks.warn(progress, data.task)
 
 
 class _Rows:
