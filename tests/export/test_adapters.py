@@ -25,7 +25,7 @@ from transformers.models.mpt import modeling_mpt
 from transformers.models.wavlm import modeling_wavlm
 from transformers.models.xglm import modeling_xglm
 
-from onnxkit.export import adapters, disentangled, hooks, quirks
+from onnxkit.export import adapters, attention, disentangled, quirks
 from onnxkit.export.cache import GraphCache, deferred_updates
 
 ROWS, BATCH = 6, 2
@@ -50,7 +50,7 @@ def attention(
 
 @pytest.fixture(autouse=True)
 def _operators_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hooks, disentangled):
+    for module in (attention, disentangled):
         monkeypatch.setattr(module, "OPS", SimpleNamespace(attention=attention))
 
 
