@@ -31,7 +31,7 @@ from onnxkit.export.cache import GraphCache, deferred_updates
 ROWS, BATCH = 6, 2
 
 
-def attention(
+def plain_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -51,7 +51,7 @@ def attention(
 @pytest.fixture(autouse=True)
 def _operators_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (attention, disentangled):
-        monkeypatch.setattr(module, "OPS", SimpleNamespace(attention=attention))
+        monkeypatch.setattr(module, "OPS", SimpleNamespace(attention=plain_attention))
 
 
 def made(module: torch.nn.Module, seed: int = 0) -> Any:
