@@ -87,7 +87,9 @@ _SPEECH = ("Whisper", "Speech2Text", "Moonshine", "SpeechEncoderDecoder")
 _AUDIO_ENCODERS = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "SEW", "Data2VecAudio", "Whisper", "AST")
 _CAPTIONERS = ("Blip", "Pix2Struct", "VisionEncoderDecoder", "Kosmos", "Git", "Donut", "Florence")
 _TRANSLATORS = ("Marian", "M2M100", "NllbMoe", "FSMT")
-_PAIRED = {
+_BY_NAME = {
+    "BertGenerationEncoder": "feature-extraction",
+    "BertGenerationDecoder": "text-generation",
     "EncoderDecoderModel": "text2text-generation",
     "SpeechEncoderDecoderModel": "automatic-speech-recognition",
     "VisionEncoderDecoderModel": "image-to-text",
@@ -142,4 +144,4 @@ def _refined(name: str, task: str | None) -> str | None:
         task = "feature-extraction"
     if (task == "feature-extraction" or name.endswith("ForPreTraining")) and name.startswith(_VISION):
         return "image-feature-extraction"
-    return _PAIRED.get(name, task)
+    return _BY_NAME.get(name, task)

@@ -67,6 +67,8 @@ def test_an_unknown_name_offers_near_ones() -> None:
         ("VisionEncoderDecoderModel", "image-to-text"),
         ("DeiTForImageClassificationWithTeacher", "image-classification"),
         ("EncoderDecoderModel", "text2text-generation"),
+        ("BertGenerationEncoder", "feature-extraction"),
+        ("BertGenerationDecoder", "text-generation"),
         ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
         ("FlaubertWithLMHeadModel", "fill-mask"),
         ("XLMForQuestionAnsweringSimple", "question-answering"),
