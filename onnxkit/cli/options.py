@@ -58,8 +58,7 @@ def option(
 
 def _warn_of_waiting(ctx: typer.Context, threads: int | None) -> int | None:
     """Warn of threads that would wait for one another: each spins while it does."""
-    cores = usable_cores()
-    if threads is not None and threads > cores.count:
+    if threads is not None and threads > (cores := usable_cores()).count:
         ctx.obj.warn(
             f"{named(ctx, 'threads')} {threads}: the process may use {figures.plural(cores.count, 'core')} "
             f"({cores.source}); more threads than that wait for one another"

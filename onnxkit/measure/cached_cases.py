@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxkit.artifact import ModelDir
 from onnxkit.machine import memory
 from onnxkit.measure.geometry import Geometry, random_ids
 from onnxkit.runtime import TensorSpec
@@ -43,6 +44,11 @@ class Step:
 def is_cached(specs: Sequence[TensorSpec]) -> bool:
     """Tell whether the graph takes a past of keys and values."""
     return any(spec.name.startswith("past_key_values.") for spec in specs)
+
+
+def generates(model: ModelDir) -> bool:
+    """Tell whether one of a model's graphs takes the keys and values of the tokens before."""
+    return any(is_cached(component.inputs) for component in model.components.values())
 
 
 def steps(specs: Sequence[TensorSpec], known: Geometry, longest: int) -> list[tuple[str, Step]]:

@@ -13,7 +13,6 @@ from typing import Literal
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import UsageError
 from onnxkit.generate.budget import context_limit, encoder_limit
-from onnxkit.measure.cached_cases import is_cached
 from onnxkit.measure.children import Child
 from onnxkit.measure.memory_speed import weights_read
 from onnxkit.measure.profile_report import GenerationFacts, ProfileOptions
@@ -44,11 +43,6 @@ class Workload:
     phase: Phase
     batch: int
     tokens: int
-
-
-def generates(model: ModelDir) -> bool:
-    """Tell whether a model decodes over a cache."""
-    return any(is_cached(component.inputs) for component in model.components.values())
 
 
 def workloads(model: ModelDir, options: ProfileOptions) -> tuple[Workload, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from onnxkit import machine
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
+from onnxkit.measure.cached_cases import generates
 from onnxkit.measure.cases import (
     Shape,
     batch_axis,
@@ -26,7 +27,6 @@ from onnxkit.measure.generation_profile import WORKER as GENERATING
 from onnxkit.measure.generation_profile import (
     Workload,
     bandwidth_share,
-    generates,
     generation_facts,
     measured_bandwidth,
     workloads,

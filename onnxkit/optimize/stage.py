@@ -25,6 +25,7 @@ from onnxkit.artifact.companions import REFERENCE_NAME
 from onnxkit.artifact.genai import check_genai
 from onnxkit.errors import GateFailed, UsageError
 from onnxkit.graph.files import load_model
+from onnxkit.graph.integers import ROUNDING_OPS
 from onnxkit.graph.packing import PACKED_LINEARS
 from onnxkit.graph.shared_data import SharedData
 from onnxkit.graph.statistics import count_fused, count_nodes
@@ -44,11 +45,6 @@ SHARED = "model.onnx.data"
 """The weights of all graphs, where there are several: what two of them read stands once."""
 
 _CPU = "CPUExecutionProvider"
-_ROUNDING = {
-    "QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
-    "QLinearMatMul", "QLinearConv", "QLinearAdd", "QGemm", "QAttention",
-}  # fmt: skip
-"""What takes or makes activations of 8 bits."""
 _HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
@@ -206,7 +202,7 @@ def _tolerance(model: ir.Model, level: Level) -> str:
     values = model.graph.initializers.values()
     dtypes = {each.dtype for each in values if any(use.node.op_type != "Cast" for use in each.uses())}
     found = [name for dtype, name in _HALF.items() if dtype in dtypes]
-    if any(node.op_type in _ROUNDING for node in model.graph):
+    if any(node.op_type in ROUNDING_OPS for node in model.graph):
         return "int8"
     if not found and any(_rounds_blocks(node) for node in model.graph):
         return "fp16"

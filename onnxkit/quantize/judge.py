@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxkit.artifact import ModelDir
 from onnxkit.measure.agreement import Agreement, compare_sessions, weighted_cosine
-from onnxkit.measure.cached_cases import Step, cached_feeds, is_cached, longest_past
+from onnxkit.measure.cached_cases import Step, cached_feeds, generates, is_cached, longest_past
 from onnxkit.measure.cases import (
     Shape,
     fixed_shape,
@@ -24,7 +24,7 @@ from onnxkit.measure.latency import interleaved
 from onnxkit.progress import Progress
 from onnxkit.quantize.report import Measurement, OutputAgreement, SpeedChange
 from onnxkit.quantize.search.bench import Bench, joined_sqnr, metric_change, slice_drops
-from onnxkit.quantize.yardstick import BATCH, Feeds, Yardstick, generates
+from onnxkit.quantize.yardstick import BATCH, Feeds, Yardstick
 from onnxkit.runtime import RuntimeOptions, Session
 
 MOST_SLICES = 5  # of the largest drops, in reports

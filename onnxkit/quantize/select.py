@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxkit.errors import InputError, UsageError, suggestion
 from onnxkit.graph.edit import stored_sizes, subgraphs
+from onnxkit.graph.integers import INTEGER_OPS
 from onnxkit.quantize.operators import OPERATORS, Refusal, Target
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.report import KeptLayer
@@ -27,12 +28,6 @@ SMALL_TABLE = 16384  # elements
 SMALL_HEAD = 0.05  # of the model's quantizable weights
 _TRANSPARENT = {"Add", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Softmax", "Sigmoid", "Tanh"}
 
-_INTEGER_OPS = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
-    "QLinearMatMul", "QLinearConv", "QLinearAdd", "QGemm", "QAttention", "QMoE", "QEmbedLayerNormalization",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulBnb4",
-    "GatherBlockQuantized",
-}  # fmt: skip
 LOG_VALUES = ("onnxkit.log4.values", "onnxkit.log8.values")
 """Names of the tables that logarithmic codes are decoded by."""
 
@@ -61,7 +56,7 @@ class Selection:
 def refuse_unsuitable(model: ir.Model, where: str) -> None:
     """Raise InputError for a model that is already quantized or of half precision."""
     for node in model.graph.all_nodes():
-        if node.op_type in _INTEGER_OPS:
+        if node.op_type in INTEGER_OPS:
             raise InputError(
                 f"{where} is already quantized (node '{node.name}' is {node.op_type}): "
                 "quantize the float model that it was made from"

@@ -23,6 +23,7 @@ from onnxkit.artifact.genai import check_genai
 from onnxkit.errors import GateFailed
 from onnxkit.graph.files import save_model
 from onnxkit.graph.shared_data import SharedData
+from onnxkit.measure.cached_cases import generates
 from onnxkit.measure.widened import open_for_check
 from onnxkit.progress import Progress
 from onnxkit.quantize.check import check_runs, check_weights
@@ -44,7 +45,7 @@ from onnxkit.quantize.search.searching import Searcher, check_limits, gates, lay
 from onnxkit.quantize.search.units import units_of
 from onnxkit.quantize.select import left_out
 from onnxkit.quantize.workshop import SHARED, Workshop
-from onnxkit.quantize.yardstick import Yardstick, generates
+from onnxkit.quantize.yardstick import Yardstick
 from onnxkit.runtime import open_session
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxkit.artifact import ModelDir
-from onnxkit.measure.cached_cases import is_cached
+from onnxkit.measure.cached_cases import generates
 from onnxkit.measure.cases import random_cases
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
@@ -41,11 +41,6 @@ class Yardstick:
     text: str | None = None
     data: DataSet | None = None
     file: Path | None = None
-
-
-def generates(model: ModelDir) -> bool:
-    """Whether one of the graphs takes the keys and values of the tokens before."""
-    return any(is_cached(component.inputs) for component in model.components.values())
 
 
 def yardstick_of(

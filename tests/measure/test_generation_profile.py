@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import UsageError
 from onnxkit.measure import ProfileOptions, profile_model
-from onnxkit.measure.generation_profile import Workload, bandwidth_share, generates, workloads
+from onnxkit.measure.cached_cases import generates
+from onnxkit.measure.generation_profile import Workload, bandwidth_share, workloads
 from onnxkit.measure.memory_speed import read_bandwidth, weights_read
 from onnxkit.measure.profile_report import GenerationFacts
 from onnxkit.progress import Progress

@@ -1,18 +1,10 @@
 import numpy as np
 import pytest
 
-from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
 from onnxkit.quantize.calibration.enough import warn_of_statistics
 from onnxkit.quantize.input_statistics import InputStatistics
-
-
-class Heard(Progress):
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, text):
-        self.warnings.append(text)
+from tests.heard import Heard
 
 
 def statistics(rows):

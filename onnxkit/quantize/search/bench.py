@@ -16,7 +16,7 @@ from onnxkit.errors import InputError
 from onnxkit.generate import Engine
 from onnxkit.inputs import read_samples
 from onnxkit.measure.agreement import Agreement, compare, fed, run_case, valid_positions, weighted_cosine
-from onnxkit.measure.cached_cases import is_cached
+from onnxkit.measure.cached_cases import generates
 from onnxkit.measure.divergence import WINDOW, Divergence, Reference, Window, windows
 from onnxkit.measure.evaluate import Evaluation, evaluate_slices, is_labelled
 from onnxkit.predictor import Predictor
@@ -99,7 +99,7 @@ class Bench:
     @cached_property
     def _language(self) -> Reference | None:
         data = self.yardstick.data
-        if data is None or not any(is_cached(each.inputs) for each in self.model.components.values()):
+        if data is None or not generates(self.model):
             return None
         engine = Engine.open(self.model, self._runtime)
         tokens = QUICK_TOKENS if self.quick else MOST_TOKENS

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from onnxkit.artifact import ModelDir, copy_companions
+from onnxkit.measure.cached_cases import generates
 from onnxkit.measure.evaluate import is_labelled
 from onnxkit.progress import Progress
 from onnxkit.quantize.calibration.data import DataSet
@@ -19,7 +20,7 @@ from onnxkit.quantize.search.journal import Journal, journal_beside, search_key
 from onnxkit.quantize.search.quality import Gates, Plans, Quality, SliceDrop, Trial
 from onnxkit.quantize.search.units import Layer, Unit, units_of
 from onnxkit.quantize.workshop import Workshop
-from onnxkit.quantize.yardstick import Yardstick, generates
+from onnxkit.quantize.yardstick import Yardstick
 from onnxkit.runtime import RuntimeOptions
 
 _LIMITS = ("max_drop", "min_cosine", "max_kl", "max_worst_slice")
