@@ -21,19 +21,12 @@ from onnxkit.optimize import LEVELS, OptimizeOptions, dialects, optimize_model
 from onnxkit.progress import Progress
 from onnxkit.runtime import RuntimeOptions, open_session
 from tests.encoder_graphs import HEADS, VOCABULARY, WIDTH, EncoderSpec, build_encoder, feeds, save_plain
+from tests.heard import Heard
 
 CONFIG = {
     "model_type": "bert", "vocab_size": VOCABULARY, "max_position_embeddings": 64,
     "num_attention_heads": HEADS, "hidden_size": WIDTH, "architectures": ["BertModel"],
 }  # fmt: skip
-
-
-class Warnings(Progress):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def directory(path: Path, spec: EncoderSpec | None = None, *, regions: bool = True, seed: int = 0) -> Path:
@@ -193,11 +186,11 @@ def test_a_fusion_that_is_wrong_for_left_padding_is_caught_and_left_out(tmp_path
     monkeypatch.setitem(
         dialects.DIALECTS, provider, dataclasses.replace(dialects.DIALECTS[provider], lowerings=rows)
     )
-    source, warnings = directory(tmp_path / "in", regions=regions), Warnings()
-    change = optimize(source, tmp_path / "out", warnings).components[0]
+    source, heard = directory(tmp_path / "in", regions=regions), Heard()
+    change = optimize(source, tmp_path / "out", heard).components[0]
     assert change.fused == {"MultiHeadAttention": 2, "Gelu": 2}
     assert [(each.name, each.case) for each in change.dropped] == [("packed-attention", "left padding")]
-    assert "packed-attention is left out" in warnings.texts[0]
+    assert "packed-attention is left out" in heard.warnings[0]
     case = feeds(3, 9, padding="left")
     valid = case["attention_mask"].astype(bool)
     np.testing.assert_allclose(
@@ -253,8 +246,8 @@ def test_level_4_keeps_in_float32_what_overflows(tmp_path):
     source.mkdir()
     save_plain(model, source / "model.onnx")
     (source / "config.json").write_text(json.dumps(CONFIG))
-    warnings = Warnings()
-    change = optimize(source, tmp_path / "out", warnings, level=4).components[0]
+    heard = Heard()
+    change = optimize(source, tmp_path / "out", heard, level=4).components[0]
     assert change.check.passed
     assert "encoder.layer.1.down" in change.kept_float32
     assert "encoder.layer.3.down" not in change.kept_float32
@@ -276,12 +269,12 @@ def bfloat16(path: Path) -> Path:
     ("ep", "fused"), [("cpu", set()), ("cuda", {"Attention", "BiasGelu", "SkipLayerNormalization"})]
 )
 def test_bfloat16_is_checked_as_float32(tmp_path, ep, fused):
-    warnings = Warnings()
-    change = optimize(bfloat16(tmp_path / "in"), tmp_path / "out", warnings, ep=ep).components[0]
+    heard = Heard()
+    change = optimize(bfloat16(tmp_path / "in"), tmp_path / "out", heard, ep=ep).components[0]
     assert set(change.fused) == fused
     assert change.check.tolerance == 5e-2
     assert change.check.worst < 1e-4
-    assert any("bfloat16" in text for text in warnings.texts)
+    assert any("bfloat16" in text for text in heard.warnings)
     with pytest.raises(UsageError, match="-O3"):
         optimize(tmp_path / "in", tmp_path / "other", level=4)
 
@@ -313,21 +306,19 @@ def test_speed_is_measured_and_slower_is_said(tmp_path, monkeypatch):
     assert 0.1 < speed.ratio < 10
     slower = dataclasses.replace(speed, ratio=1.5, slower=True)
     monkeypatch.setattr("onnxkit.optimize.gate.measure_speed", lambda *_: slower)
-    warnings = Warnings()
-    optimize(tmp_path / "in", tmp_path / "other", warnings, measure=True)
-    assert any("times as long" in text for text in warnings.texts)
+    heard = Heard()
+    optimize(tmp_path / "in", tmp_path / "other", heard, measure=True)
+    assert any("times as long" in text for text in heard.warnings)
 
 
 def test_cuda_graphs_are_built_and_checked_on_the_cpu_where_there_is_no_device(tmp_path):
-    warnings = Warnings()
-    change = optimize(directory(tmp_path / "in"), tmp_path / "out", warnings, ep="cuda", level=2).components[
-        0
-    ]
+    heard = Heard()
+    change = optimize(directory(tmp_path / "in"), tmp_path / "out", heard, ep="cuda", level=2).components[0]
     assert change.fused["SkipLayerNormalization"] == 3
     assert change.fused["Attention"] == 2
     assert change.check.passed
     if change.check.provider == "CPUExecutionProvider":
-        assert "checked on the CPU" in warnings.texts[0]
+        assert "checked on the CPU" in heard.warnings[0]
 
 
 @pytest.mark.gpu

@@ -24,6 +24,7 @@ from onnxkit.quantize.calibration.runs import Graph, Run, runs
 from onnxkit.quantize.options import QuantizeOptions
 from onnxkit.quantize.schemes import SCHEMES
 from onnxkit.quantize.select import select
+from tests.heard import Heard
 from tests.quantize.graphs import ONE, mlp, random
 
 INNER = ("x", "r")
@@ -136,23 +137,18 @@ def test_the_change_is_that_of_the_last_half(run_over):
 
 @pytest.mark.parametrize("name", sorted(CALIBRATORS))
 def test_too_few_samples_are_named_with_a_number(graph, tmp_path, name):
-    class Heard(Progress):
-        def warn(self, text: str) -> None:
-            heard.append(text)
-
     def warned(count: int, **change) -> str:
-        heard.clear()
+        heard = Heard()
         feeds = tuple({"x": random(1, 3, 32, seed=n, scale=1 + n)} for n in range(count))
         data = dataclasses.replace(DATA, **{"samples": feeds, "total": count, **change})
         targets = select(graph.model, SCHEMES["int8-static"], QuantizeOptions(include=(".",))).targets
         ranges, facts = calibrate(
-            graph, targets, data, calibrator=name, scratch=tmp_path / "s", runtime=ONE, progress=Heard()
+            graph, targets, data, calibrator=name, scratch=tmp_path / "s", runtime=ONE, progress=heard
         )
         assert facts.method == name
         assert set(ranges) == set(INNER)
-        return " ".join(heard)
+        return " ".join(heard.warnings)
 
-    heard: list[str] = []
     assert warned(1) == "1 calibration sample is too few; about 32 would do"
     assert "4 calibration samples are too few (the last half changed the ranges by" in warned(4)
     same = ({"x": random(1, 3, 32)},) * 4

@@ -12,11 +12,11 @@ import pytest
 
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import GateFailed, InputError, UsageError
-from onnxkit.progress import Progress
 from onnxkit.quantize import QuantizeOptions, analyze_model, quantize_model
 from onnxkit.quantize import stage as quantize_stage
 from onnxkit.quantize.search.bench import Bench
 from tests.generating_models import language_model
+from tests.heard import Heard
 from tests.quantize.graphs import mlp_dir
 
 TEXT = "the cat sat on the mat.\nwhat a day, said the dog.\n"
@@ -97,15 +97,10 @@ def test_a_killed_search_goes_on(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, source, out], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(_journals(tmp_path)) == 1
-    heard: list[str] = []
-
-    class Heard(Progress):
-        def note(self, text: str) -> None:
-            heard.append(text)
-
+    heard = Heard()
     with pytest.raises(GateFailed):
-        quantize_model(source, out, options(scheme="int4-weight", min_cosine=1.0), progress=Heard())
-    assert "going on where a search stopped; variants measured before: 2" in heard
+        quantize_model(source, out, options(scheme="int4-weight", min_cosine=1.0), progress=heard)
+    assert "going on where a search stopped; variants measured before: 2" in heard.notes
     assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nor what the killed run had staged
 
 

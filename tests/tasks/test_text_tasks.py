@@ -10,17 +10,9 @@ import pytest
 from onnxkit import Predictor
 from onnxkit.artifact import ModelDir
 from onnxkit.errors import InputError, UsageError
-from onnxkit.progress import Progress
 from onnxkit.tasks import feeds, task_for
+from tests.heard import Heard
 from tests.model_dirs import VOCABULARY, WORDS, save_tokenizer, table, text_dir, token_graph
-
-
-class Warnings(Progress):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def ids(*tokens: str) -> list[int]:
@@ -128,10 +120,10 @@ def test_rerankers_are_measured_by_rank(tmp_path):
 
 
 def test_texts_beyond_the_limit_are_cut_with_one_warning(tmp_path):
-    progress = Warnings()
+    progress = Heard()
     predictor = Predictor(classifier(tmp_path), progress=progress)
     predictor(["the " * 50, "good", "bad " * 40])
-    assert progress.texts == [
+    assert progress.warnings == [
         "2 of 3 texts were longer than the 32 tokens that are read, and were cut there (--max-length)"
     ]
     assert len(predictor.task.encode({"text": "the " * 50}).features["input_ids"]) == 32
@@ -349,14 +341,14 @@ def test_token_metric_by_spans(tmp_path):
 
 
 def test_long_texts_are_read_in_windows_with_a_stride(tmp_path):
-    progress = Warnings()
+    progress = Heard()
     text = "a film is good " * 10 + "in new york"
     [cut] = Predictor(tagger(tmp_path), progress=progress)([text])
     [whole] = Predictor(tagger(tmp_path), progress=progress, stride=8)([text])
     assert cut["entities"] == []
     assert [entity["text"] for entity in whole["entities"]] == ["new york"]
     assert [token["text"] for token in whole["tokens"]] == text.split()
-    assert len(progress.texts) == 1
+    assert len(progress.warnings) == 1
     with pytest.raises(UsageError, match="stride must be less than the 30"):
         Predictor(tmp_path, stride=30)
 
